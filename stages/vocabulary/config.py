@@ -1,0 +1,31 @@
+"""Knobs of `vocabulary`: train a SentencePiece model or import one."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from stages.config import StageConfig
+from stages.contract import StageSpec
+
+
+class Config(StageConfig):
+    """Train documents -> a SentencePiece BPE model and its table of bytes per token id."""
+
+    SPEC: ClassVar[StageSpec] = StageSpec(
+        name="vocabulary", inputs=("documents", "model"), outputs=("tokenizer",), libraries=("sentencepiece",)
+    )
+
+    size: int = Field(1024, ge=264, le=65_536, description="Pieces, byte and control pieces included.")
+    model: str = Field("", description="fsspec URL of an existing .model to import; empty trains one.")
+    sample_bytes: int = Field(
+        16 << 20,
+        ge=1 << 16,
+        description="Text that training reads, taken evenly from the documents. Unit: bytes.",
+    )
+    character_coverage: float = Field(0.999, gt=0, le=1, description="Share of characters that get a piece.")
+
+    def reads(self) -> tuple[str, ...]:
+        """An imported model needs no documents."""
+        return ("model",) if self.model else ("documents",)
