@@ -114,9 +114,7 @@ class GPTConfig:
         if self.head_dim % 2:
             raise ValueError(f"the head width dim / heads must be even for RoPE; got {self.head_dim}")
         if self.rope.dims % 2 or not 0 <= self.rope.dims <= self.head_dim:
-            raise ValueError(
-                f"rope.dims is even and at most the head width {self.head_dim}; got {self.rope.dims}"
-            )
+            raise ValueError(f"rope.dims is even and at most the head width {self.head_dim}; got {self.rope.dims}")
         if self.vocab > 65_536:
             raise ValueError(f"token shards hold uint16, so vocab is at most 65536; got {self.vocab}")
         if self.bigram.buckets == 1 or self.bigram.buckets < 0:
@@ -136,8 +134,6 @@ def from_dict(raw: dict[str, Any]) -> GPTConfig:
 def _build(cls: type[Any], raw: dict[str, Any]) -> Any:
     known = {f.name for f in fields(cls)}
     if unknown := sorted(set(raw) - known):
-        raise ValueError(
-            f"{cls.__name__} has no field {unknown[0]!r}; known fields: {', '.join(sorted(known))}"
-        )
+        raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; known fields: {', '.join(sorted(known))}")
     types = get_type_hints(cls)
     return cls(**{k: _build(types[k], v) if is_dataclass(types[k]) else v for k, v in raw.items()})

@@ -33,9 +33,7 @@ class StageSpec:
     """What the wiring must know of a stage before it runs, without importing the code that does the work."""
 
     name: str
-    inputs: tuple[
-        str, ...
-    ]  # roles that it may read; `StageConfig.reads()` narrows them for one configuration
+    inputs: tuple[str, ...]  # roles that it may read; `StageConfig.reads()` narrows them for one configuration
     outputs: tuple[str, ...]  # roles that it writes: sub-folders of `out`, each with a digest of its own
     libraries: tuple[str, ...] = ()  # distributions whose version is part of the identity
     seeded: bool = False  # takes `seed`
@@ -49,9 +47,7 @@ class Device:
 
     kind: str = "cpu"  # "cpu" | "cuda"
     count: int = 1  # ranks, one per device
-    threads: int = (
-        2  # CPU threads per rank: float sums depend on it, so it is stated and not taken from the machine
-    )
+    threads: int = 2  # CPU threads per rank: float sums depend on it, so it is stated and not taken from the machine
     model: str = ""  # substring of the device name that must be there, such as "H100"; empty = any
 
 
@@ -87,9 +83,7 @@ def fresh_role(out: Path, role: str) -> Path:
 def refuse_dirty(out: Path) -> None:
     """Stages publish from an empty folder only: leftovers of another attempt must never be taken for output."""
     if not out.is_dir() or any(out.iterdir()):
-        raise StageError(
-            f"a stage writes into an empty folder; {out} is missing or not empty; give a new one"
-        )
+        raise StageError(f"a stage writes into an empty folder; {out} is missing or not empty; give a new one")
 
 
 def _runtime_from_json(raw: Mapping[str, Any]) -> Runtime:
@@ -139,9 +133,7 @@ def main(spec: StageSpec, config_type: type[Any], run: Callable[..., dict[str, A
         seed = {"seed": int(job["seed"])} if spec.seeded else {}
         report = run(config, inputs, out, runtime, **seed)
         if runtime.rank == 0:
-            (job_path.parent / "report.json").write_text(
-                json.dumps(report, allow_nan=False), encoding="utf-8"
-            )
+            (job_path.parent / "report.json").write_text(json.dumps(report, allow_nan=False), encoding="utf-8")
     except StageError as error:
         return _fail(job_path, runtime, "user", str(error), EXIT_USER_ERROR)
     except Exception as error:  # noqa: BLE001 - the process ends here and tells its parent what happened

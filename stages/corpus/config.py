@@ -16,6 +16,7 @@ class Config(StageConfig):
     SPEC: ClassVar[StageSpec] = StageSpec(
         name="corpus", inputs=("source",), outputs=("train", "val"), libraries=("pyarrow",)
     )
+    LOCATIONS: ClassVar[tuple[str, ...]] = ("source", "val_source")
 
     source: str = Field(
         "embedded",

@@ -13,9 +13,7 @@ from stages.contract import StageSpec
 class TttConfig(Strict):
     """Score-first test-time training: each chunk is scored, then trained on, never scored again."""
 
-    chunk_tokens: int = Field(
-        32_768, ge=1, description="Targets per chunk, the unit of adaptation. Unit: tokens."
-    )
+    chunk_tokens: int = Field(32_768, ge=1, description="Targets per chunk, the unit of adaptation. Unit: tokens.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer of the adapted weights.")
     lr: float = Field(0.002, ge=0, description="Learning rate before its cosine over the horizon.")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, or AdamW's beta1.")
@@ -72,9 +70,7 @@ class Config(StageConfig):
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
         if self.protocol != "roundtrip" and self.stride_tokens > self.context_tokens:
-            raise ValueError(
-                f"stride_tokens is at most context_tokens {self.context_tokens}; got {self.stride_tokens}"
-            )
+            raise ValueError(f"stride_tokens is at most context_tokens {self.context_tokens}; got {self.stride_tokens}")
         if self.protocol == "ttt" and self.ttt.chunk_tokens < self.stride_tokens:
             raise ValueError(
                 f"ttt.chunk_tokens is at least stride_tokens {self.stride_tokens}; got {self.ttt.chunk_tokens}"

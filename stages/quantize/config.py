@@ -18,12 +18,8 @@ class GroupConfig(Strict):
         "max",
         description="Row's clip: its largest magnitude, a fixed quantile, or GPTQ-lite's search over quantiles.",
     )
-    quantile: float = Field(
-        1.0, gt=0, le=1, description="The quantile of |w| in a row that clip 'quantile' takes."
-    )
-    scale_floor: float = Field(
-        0.0, ge=0, description="Smallest scale (step) of a row; the published one is 1/31."
-    )
+    quantile: float = Field(1.0, gt=0, le=1, description="The quantile of |w| in a row that clip 'quantile' takes.")
+    scale_floor: float = Field(0.0, ge=0, description="Smallest scale (step) of a row; the published one is 1/31.")
 
 
 class Config(StageConfig):
@@ -37,24 +33,16 @@ class Config(StageConfig):
         accelerated=True,
     )
 
-    matrices: GroupConfig = Field(
-        GroupConfig(bits=6, clip="search"), description="Attention and MLP matrices."
-    )
+    matrices: GroupConfig = Field(GroupConfig(bits=6, clip="search"), description="Attention and MLP matrices.")
     embeddings: GroupConfig = Field(
         GroupConfig(bits=8, clip="quantile", quantile=0.9999984), description="Token and bigram tables."
     )
-    small: GroupConfig = Field(
-        GroupConfig(bits=16), description="Everything of at most `small_weights` weights."
-    )
-    small_weights: int = Field(
-        65_536, ge=0, description="Tensors of at most this many weights count as small."
-    )
+    small: GroupConfig = Field(GroupConfig(bits=16), description="Everything of at most `small_weights` weights.")
+    small_weights: int = Field(65_536, ge=0, description="Tensors of at most this many weights count as small.")
     search_quantiles: tuple[float, ...] = Field(
         (0.999, 0.9995, 0.9999, 0.99999, 1.0), min_length=1, description="Candidates of clip 'search'."
     )
-    search_per: Literal["row", "matrix"] = Field(
-        "row", description="GPTQ-lite keeps the best candidate per this."
-    )
+    search_per: Literal["row", "matrix"] = Field("row", description="GPTQ-lite keeps the best candidate per this.")
 
     def reads(self) -> tuple[str, ...]:
         """The clip search needs no data."""

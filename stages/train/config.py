@@ -15,9 +15,7 @@ class Horizon(Strict):
     """A span of `steps` in a run of `of` steps. It scales with the run: a run half as long gets half the span."""
 
     steps: float = Field(ge=0, description="Length of the span. Unit: steps of a run of `of` steps.")
-    of: float = Field(
-        gt=0, description="Expected length of the run that `steps` was chosen for. Unit: steps."
-    )
+    of: float = Field(gt=0, description="Expected length of the run that `steps` was chosen for. Unit: steps.")
 
 
 class MuonConfig(Strict):
@@ -27,9 +25,7 @@ class MuonConfig(Strict):
     weight_decay: float = Field(0.04, ge=0, description="Decoupled decay, times the scheduled learning rate.")
     momentum: float = Field(0.99, ge=0, lt=1, description="Momentum after its ramp.")
     momentum_start: float = Field(0.92, ge=0, lt=1, description="Momentum at step 0.")
-    momentum_ramp: Horizon = Field(
-        Horizon(steps=1500, of=7400), description="Span of the linear momentum ramp."
-    )
+    momentum_ramp: Horizon = Field(Horizon(steps=1500, of=7400), description="Span of the linear momentum ramp.")
     newton_schulz_steps: int = Field(5, ge=1, le=20, description="Newton-Schulz iterations per update.")
     nesterov: bool = Field(True, description="Use the look-ahead gradient g + momentum * buffer.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
@@ -53,12 +49,8 @@ class ScheduleConfig(Strict):
     clock: Literal["steps", "wall"] = Field(
         "steps", description="Progress is counted in steps, or in seconds of the budget."
     )
-    warmup: Horizon = Field(
-        Horizon(steps=0, of=7400), description="Linear rise from 0; the published runs have none."
-    )
-    warmdown: Horizon = Field(
-        Horizon(steps=3000, of=7400), description="Linear fall to 0 at the end of the run."
-    )
+    warmup: Horizon = Field(Horizon(steps=0, of=7400), description="Linear rise from 0; the published runs have none.")
+    warmdown: Horizon = Field(Horizon(steps=3000, of=7400), description="Linear fall to 0 at the end of the run.")
 
 
 class EmaConfig(Strict):
@@ -74,12 +66,8 @@ class EmaConfig(Strict):
 class SnapshotConfig(Strict):
     """Copies of the weights during the warmdown, for `average` to combine."""
 
-    every: Horizon = Field(
-        Horizon(steps=0, of=7400), description="Interval between copies; 0 steps takes none."
-    )
-    below_scale: float = Field(
-        0.2, gt=0, le=1, description="Start when the learning-rate multiplier is below this."
-    )
+    every: Horizon = Field(Horizon(steps=0, of=7400), description="Interval between copies; 0 steps takes none.")
+    below_scale: float = Field(0.2, gt=0, le=1, description="Start when the learning-rate multiplier is below this.")
 
 
 class Config(StageConfig):
@@ -101,13 +89,9 @@ class Config(StageConfig):
         ge=0,
         description="Steps that the budget is expected to allow: what horizons scale to; 0 = `steps`.",
     )
-    budget_s: float = Field(
-        0.0, ge=0, description="Wall-clock budget of the training loop; 0 = none. Unit: seconds."
-    )
+    budget_s: float = Field(0.0, ge=0, description="Wall-clock budget of the training loop; 0 = none. Unit: seconds.")
     sequence_tokens: int = Field(2048, ge=2, description="Inputs per sequence. Unit: tokens.")
-    batch_tokens: int = Field(
-        786_432, ge=1, description="Inputs per optimizer step over all ranks. Unit: tokens."
-    )
+    batch_tokens: int = Field(786_432, ge=1, description="Inputs per optimizer step over all ranks. Unit: tokens.")
     microbatch_tokens: int = Field(
         98_304, ge=1, description="Inputs per forward pass; the rest is gradient accumulation. Unit: tokens."
     )
@@ -141,7 +125,5 @@ class Config(StageConfig):
                 f"batch_tokens is a multiple of microbatch_tokens {self.microbatch_tokens}; got {self.batch_tokens}"
             )
         if self.schedule.clock == "wall" and not self.budget_s:
-            raise ValueError(
-                "schedule.clock 'wall' needs budget_s > 0; set train.budget_s or use clock 'steps'"
-            )
+            raise ValueError("schedule.clock 'wall' needs budget_s > 0; set train.budget_s or use clock 'steps'")
         return self

@@ -16,6 +16,7 @@ class Config(StageConfig):
     SPEC: ClassVar[StageSpec] = StageSpec(
         name="vocabulary", inputs=("documents", "model"), outputs=("tokenizer",), libraries=("sentencepiece",)
     )
+    LOCATIONS: ClassVar[tuple[str, ...]] = ("model",)
 
     size: int = Field(1024, ge=264, le=65_536, description="Pieces, byte and control pieces included.")
     model: str = Field("", description="fsspec URL of an existing .model to import; empty trains one.")

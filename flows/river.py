@@ -1,0 +1,111 @@
+"""The wiring: which stage reads which role of which other, in river order. One line per stage.
+
+`river` is a generator, because what a mapped stage maps over (the document shards of `corpus`) is known only once the stage
+above has its output. The driver asks for the next step, finds or makes its record, and reports the record's files back in
+`outputs`; `plan` leaves unknown what has not run yet, and everything below such a step has unknown inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from artifacts.record import File, digest_files
+from configs.recipe import DeviceConfig, Recipe
+from stages.config import StageConfig
+
+StepId = tuple[str, str]  # (stage, part); the part of an unmapped stage is ""
+Outputs = Mapping[StepId, tuple[File, ...] | None]  # files of a finished step, or None while it is not known
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a step reads under one role: files of the store, or a fingerprint of something outside it."""
+
+    digest: str | None  # None: not known before a stage above has run
+    files: tuple[File, ...] = ()  # paths relative to the role's folder
+    origin: tuple[tuple[str, str, str], ...] = ()  # (stage, part, role) of each producer, for lineage
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage, or one part of a mapped stage, with everything that its key needs but code and libraries."""
+
+    stage: str
+    part: str
+    config: StageConfig
+    inputs: Mapping[str, Input]
+    seed: int | None
+    device: DeviceConfig | None
+
+    @property
+    def id(self) -> StepId:
+        """(stage, part)."""
+        return (self.stage, self.part)
+
+    @property
+    def label(self) -> str:
+        """`stage` or `stage[part]`, as people read it."""
+        return f"{self.stage}[{self.part}]" if self.part else self.stage
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Fingerprints of what does not come from a stage; made before the river flows."""
+
+    corpus: Input
+    source: Input  # the modules that `bundle` packs
+    vocabulary: Input | None = None  # an imported .model
+
+
+def of(outputs: Outputs, stage: str, role: str, part_prefix: str = "") -> Input:
+    """The union of `role` over the parts of `stage` whose name starts with `part_prefix`."""
+    parts = sorted(step for step in outputs if step[0] == stage and step[1].startswith(part_prefix))
+    origin = tuple((stage, part, role) for _, part in parts)
+    files: list[File] = []
+    for step in parts:
+        known = outputs[step]
+        if known is None:
+            return Input(None, origin=origin)
+        files += [f.below(role) for f in known if f.path.startswith(f"{role}/")]
+    if not parts:
+        return Input(None)
+    ordered = tuple(sorted(files, key=lambda f: f.path))
+    return Input(digest_files(ordered), ordered, origin)
+
+
+def river(recipe: Recipe, seed: int, outside: Outside, outputs: Outputs) -> Iterator[Step]:
+    """Every step in river order. `outputs` must hold a step's files (or None) before the next step is asked for."""
+    r = recipe
+
+    def step(stage: str, config: StageConfig, part: str = "", **inputs: Input) -> Step:
+        spec = config.SPEC
+        wanted = {role: inputs[role] for role in config.reads()}
+        device: DeviceConfig | None = getattr(r.devices, stage) if spec.accelerated else None
+        return Step(stage, part, config, wanted, seed if spec.seeded else None, device)
+
+    yield step("corpus", r.corpus, source=outside.corpus)
+    missing = Input(None)
+    documents = of(outputs, "corpus", "train")
+    yield step("vocabulary", r.vocabulary, documents=documents, model=outside.vocabulary or missing)
+    tokenizer = of(outputs, "vocabulary", "tokenizer")
+    for split in ("train", "val"):
+        for file in of(outputs, "corpus", split).files or (None,):
+            # A part keeps its shard's name, so a new shard adds a part and leaves the others as they are.
+            part = f"{split}-{file.path.split('.')[0]}" if file else f"{split}-?"
+            shard = Input(digest_files((file,)), (file,), (("corpus", "", split),)) if file else missing
+            yield step("tokenize", r.tokenize, part, documents=shard, tokenizer=tokenizer)
+    shards = of(outputs, "tokenize", "shards", "train-")
+    yield step("train", r.train, shards=shards, tokenizer=tokenizer)
+    trained = {role: of(outputs, "train", role) for role in ("raw", "ema", "snapshots")}
+    yield step("average", r.average, **trained, others=missing)
+    weights = of(outputs, "average", "weights")
+    yield step("quantize", r.quantize, weights=weights, shards=shards)
+    yield step("compress", r.compress, quantized=of(outputs, "quantize", "quantized"))
+    archive = of(outputs, "compress", "archive")
+    yield step("bundle", r.bundle, source=outside.source)
+    yield step("weigh", r.weigh, archive=archive, bundle=of(outputs, "bundle", "bundle"))
+    val = of(outputs, "tokenize", "shards", "val-")
+    for name, protocol in r.evaluate.items():
+        scored = trained["raw"] if protocol.of == "raw" else weights
+        yield step("evaluate", protocol, name, weights=scored, archive=archive, tokenizer=tokenizer, val=val)
