@@ -1,8 +1,8 @@
 """The wiring: which stage reads which role of which other, in river order. One line per stage.
 
-`river` is a generator, because what a mapped stage maps over (the document shards of `corpus`) is known only once the stage
-above has its output. The driver asks for the next step, finds or makes its record, and reports the record's files back in
-`outputs`; `plan` leaves unknown what has not run yet, and everything below such a step has unknown inputs.
+`river` is a generator, because what a mapped stage maps over (the document shards of `corpus`) is known only once the
+stage above has its output. The driver asks for the next step, finds or makes its record, and reports the record's files
+back in `outputs`; `plan` leaves unknown what has not run yet, and everything below such a step has unknown inputs.
 """
 
 from __future__ import annotations

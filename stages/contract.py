@@ -1,8 +1,8 @@
 """The one shape of every stage: (config, input folders, empty output folder, runtime) -> small report.
 
-A stage is a folder of `stages/` with `config.py` (its knobs and its SPEC), `stage.py` (`run`) and `__main__.py`, so that
-`python -m stages.<name> JOB.json` runs it anywhere, without Prefect and without the store; `torchrun` starts ranks in the
-same way. This module imports the standard library only.
+A stage is a folder of `stages/` with `config.py` (its knobs and its SPEC), `stage.py` (`run`) and `__main__.py`, so
+that `python -m stages.<name> JOB.json` runs it anywhere, without Prefect and without the store; `torchrun` starts ranks
+in the same way. This module imports the standard library only.
 
 JOB.json:  {"config": {...}, "inputs": {role: folder}, "out": folder, "seed": int | null, "runtime": {...}}
 Beside JOB.json the stage's process leaves report.json (a finished run) or error.json ({"kind", "message"}).

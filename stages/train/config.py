@@ -118,7 +118,8 @@ class Config(StageConfig):
     def _whole_sequences(self) -> Self:
         if self.microbatch_tokens % self.sequence_tokens:
             raise ValueError(
-                f"microbatch_tokens is a multiple of sequence_tokens {self.sequence_tokens}; got {self.microbatch_tokens}"
+                f"microbatch_tokens is a multiple of sequence_tokens {self.sequence_tokens}; "
+                f"got {self.microbatch_tokens}"
             )
         if self.batch_tokens % self.microbatch_tokens:
             raise ValueError(

@@ -1,0 +1,30 @@
+"""Fixtures only: no helper here hides an assertion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stages.contract import Device, Runtime
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real text and the challenge's published tokenizers, where this checkout has them beside it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the published tokenizers and texts are not beside this checkout")
+    return folder
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    """A one-process CPU runtime with folders of its own."""
+    for name in ("scratch", "checkpoints"):
+        (tmp_path / "runtime" / name).mkdir(parents=True)
+    return Runtime(
+        scratch=tmp_path / "runtime" / "scratch",
+        checkpoints=tmp_path / "runtime" / "checkpoints",
+        device=Device(threads=2),
+    )
