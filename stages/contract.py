@@ -10,8 +10,10 @@ Beside JOB.json the stage's process leaves report.json (a finished run) or error
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -115,11 +117,23 @@ def with_rank(runtime: Runtime, rank: int, world: int) -> Runtime:
     return replace(runtime, rank=rank, world=world, local_rank=rank)
 
 
+def die_with_parent() -> None:
+    """Linux: end this process when its parent ends, even by SIGKILL, so that no orphan keeps a GPU busy.
+
+    `torchrun` starts ranks in sessions of their own, out of reach of the launcher's `killpg`; so each rank asks for
+    itself. The launching *thread* counts as the parent: it must wait for the process that it started.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
+
+
 def main(spec: StageSpec, config_type: type[Any], run: Callable[..., dict[str, Any]]) -> int:
     """Run one job file: the body of every `stages/<name>/__main__.py`. Returns the process's exit code."""
     if len(sys.argv) != 2:
         sys.stderr.write(f"usage: python -m stages.{spec.name} JOB.json\n")
         return 2
+    die_with_parent()
     job_path = Path(sys.argv[1])
     runtime: Runtime | None = None
     try:
