@@ -1,0 +1,90 @@
+"""The network, on one screen: stem, blocks with U-Net skips, head. Its layers live next door.
+
+Unusual here: parameters are fp32 banks over layers; `torch.autocast` around the call only chooses the compute dtype,
+and every cast is written out; there is no cache and no branch on data, so one static graph serves
+`torch.compile(fullgraph=True)`.
+
+Letters: B sequences, T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.attention import Attend, torch_attention
+from model.block import AttentionBanks, BlockScales, MLPBanks, layer_weights, rms_norm, transformer_block
+from model.config import GPTConfig
+from model.embeddings import BigramHash, SmearGate, TokenEmbedding
+from model.rotary import rotary_tables
+
+
+class Head(nn.Module):
+    """An output matrix of its own."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.vocab, config.dim))
+
+
+class Skips(nn.Module):
+    """Per-channel weights of the U-Net skips."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(config.layers // 2, config.dim))
+
+
+class GPT(nn.Module):
+    """A causal transformer language model. Parameters start at zero: `initialise` them or load a state."""
+
+    def __init__(self, config: GPTConfig, attend: Attend = torch_attention) -> None:
+        super().__init__()
+        self.config = config
+        self.attend = attend
+        self.embed = TokenEmbedding(config)
+        self.bigram = BigramHash(config) if config.bigram.buckets else None
+        self.smear = SmearGate(config) if config.smear else None
+        self.attn = AttentionBanks(config)
+        self.mlp = MLPBanks(config)
+        self.block = BlockScales(config)
+        self.skip = Skips(config) if config.unet_skips and config.layers > 1 else None
+        self.head = None if config.tied_head else Head(config)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Return logits_BTV in fp32 for token ids_BT (int64): at position t, for the token at t + 1."""
+        config, device = self.config, tokens_BT.device
+        dtype = self.compute_dtype(device)
+        rope = rotary_tables(config.rope, config.head_dim, tokens_BT.shape[1], device)
+        x_BTD = stem_BTD = self.stem(tokens_BT, dtype)
+        skip_weights = [] if self.skip is None else list(self.skip.weights.to(dtype).unbind())
+        saved: list[Tensor] = []
+        for layer, weights in enumerate(layer_weights(self.attn, self.mlp, self.block, config, dtype)):
+            if layer >= config.layers // 2 and saved and skip_weights:
+                x_BTD = torch.addcmul(x_BTD, saved.pop(), skip_weights.pop(0))
+            x_BTD = transformer_block(x_BTD, stem_BTD, weights, config, rope, self.attend)
+            if layer < config.layers // 2:
+                saved.append(x_BTD)
+        return self.logits(rms_norm(x_BTD))
+
+    def stem(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
+        """Token and bigram embeddings, normalised, smeared: what the blocks start from and mix back in."""
+        x_BTD = self.embed(tokens_BT).to(dtype)
+        if self.bigram is not None:
+            x_BTD = x_BTD + self.bigram(tokens_BT, dtype)
+        x_BTD = rms_norm(x_BTD).to(dtype)
+        return x_BTD if self.smear is None else self.smear(x_BTD)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Project onto the vocabulary and cap softly, in fp32 after the matrix product."""
+        weight_VD = self.embed.tokens if self.head is None else self.head.weight
+        logits_BTV = functional.linear(x_BTD, weight_VD).float()
+        softcap = self.config.softcap
+        return softcap * torch.tanh(logits_BTV / softcap) if softcap else logits_BTV
+
+    def compute_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype of the stream and of matrix products: autocast's where it is on, else the parameters'."""
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.embed.tokens.dtype
