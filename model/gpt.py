@@ -52,8 +52,11 @@ class GPT(nn.Module):
         self.skip = Skips(config) if config.unet_skips and config.layers > 1 else None
         self.head = None if config.tied_head else Head(config)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Return logits_BTV in fp32 for token ids_BT (int64): at position t, for the token at t + 1."""
+    def forward(self, tokens_BT: Tensor, last: int = 0) -> Tensor:
+        """Return logits_BTV in fp32 for token ids_BT (int64): at position t, for the token at t + 1.
+
+        With `last`, only those of the last positions: a sliding window scores few of its positions.
+        """
         config, device = self.config, tokens_BT.device
         dtype = self.compute_dtype(device)
         rope = rotary_tables(config.rope, config.head_dim, tokens_BT.shape[1], device)
@@ -66,7 +69,7 @@ class GPT(nn.Module):
             x_BTD = transformer_block(x_BTD, stem_BTD, weights, config, rope, self.attend)
             if layer < config.layers // 2:
                 saved.append(x_BTD)
-        return self.logits(rms_norm(x_BTD))
+        return self.logits(rms_norm(x_BTD[:, -last:]))  # -0: all of them
 
     def stem(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """Token and bigram embeddings, normalised, smeared: what the blocks start from and mix back in."""
