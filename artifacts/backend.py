@@ -1,0 +1,108 @@
+"""Where a store lies: the few operations that it needs of a file system, and who provides them.
+
+Two of them carry all the safety: `create` makes a whole file only if there is none, which decides between two writers;
+`write` replaces a whole file at once, so that no reader sees half of one. Paths are relative to the store, with "/".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from artifacts.errors import StoreError, StoreFull, StoreReadOnly, StoreUnavailable
+from artifacts.safety import redact_text, refuse_credentials
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A file in a listing."""
+
+    path: str
+    bytes: int
+    modified_s: float  # seconds since 1970, by the clock of the file system
+
+
+class Backend(Protocol):
+    """A place for files. Missing files raise FileNotFoundError; whatever else goes wrong raises StoreUnavailable."""
+
+    url: str
+
+    def read(self, path: str) -> bytes:
+        """The whole file."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Make or replace the whole file at once; on disk when this returns."""
+        ...
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Make the whole file if there is none, at once; False if there is one."""
+        ...
+
+    def walk(self, folder: str, prefix: str = "") -> Iterator[Entry]:
+        """Every file below `folder` in order of path; `prefix` is how the name of the folder's entries begins."""
+        ...
+
+    def delete(self, path: str) -> bool:
+        """Remove the file; False if there is none."""
+        ...
+
+    def entry(self, path: str) -> Entry | None:
+        """The file's size and age, or None if there is none."""
+        ...
+
+    def move(self, source: str, target: str) -> None:
+        """Give the file another name, replacing what has it."""
+        ...
+
+    def upload(self, local: Path, path: str) -> None:
+        """Make or replace the file from one of this host's, at once."""
+        ...
+
+    def download(self, path: str, local: Path) -> None:
+        """Copy the file to a new one of this host's, which may be left half written by a crash."""
+        ...
+
+
+def open_backend(url: str | Path) -> Backend:
+    """The backend of an address: a path, `file://`, or anything that fsspec knows."""
+    text = refuse_credentials(str(url))
+    scheme = _SCHEME.match(text)
+    if scheme is None or scheme[0].lower() in ("file", "local"):
+        from artifacts.local import LocalBackend
+
+        return LocalBackend(Path(text if scheme is None else text.split("://", 1)[1]))
+    # fsspec costs 75 ms to import, which `plan` on a local store need not pay.
+    from artifacts.remote import FsspecBackend
+
+    return FsspecBackend(text)
+
+
+@contextmanager
+def explained(url: str, doing: str, path: str) -> Iterator[None]:
+    """Turn the operating system's and a driver's errors into the store's, with what to do; missing files stay as is."""
+    try:
+        yield
+    except (StoreError, FileNotFoundError):
+        raise
+    except OSError as error:
+        place, cause = redact_text(url), redact_text(f"{type(error).__name__}: {error}")
+        said = f"the store {place} must let us {doing} {path}; got {cause}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"{said}; make room (`fairway artifacts gc`) or choose another store") from error
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            raise StoreReadOnly(f"{said}; make it writable or choose another store with --store") from error
+        raise StoreUnavailable(f"{said}; see whether it is reachable and healthy") from error
+
+
+def host_name() -> str:
+    """This host's name, made safe for a path."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", os.uname().nodename) or "host"

@@ -1,0 +1,45 @@
+"""The store's JSON documents, each of which begins with the digest of its own text, so that no flipped byte passes.
+
+    {"sha256": "<64 hex>",
+     "files": [...],
+     ...
+    }
+
+The digest is sha256 of the text with the first 77 bytes (`{"sha256": "<64 hex>",`) replaced by `{`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from artifacts.errors import BadName, DamagedArtifact
+
+_HEAD = b'{"sha256": "'
+_HEAD_BYTES = len(_HEAD) + 64 + len(b'",')
+
+
+def dump_document(document: dict[str, Any]) -> tuple[bytes, str]:
+    """(text, digest) of a document. Refuses NaN and what JSON cannot say."""
+    if "sha256" in document:
+        raise BadName('a document\'s own digest is "sha256"; it cannot have a field of this name; rename the field')
+    try:
+        # Layout costs some bytes, but people read these files when something is wrong.
+        text = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadName(f"a document holds plain JSON values only; {error}; convert it before it gets here") from error
+    body = text.encode() + b"\n"
+    digest = hashlib.sha256(body).hexdigest()
+    return _HEAD + digest.encode() + b'",' + body[1:], digest
+
+
+def load_document(raw: bytes, path: str) -> tuple[dict[str, Any], str]:
+    """(document, digest) of a text made by `dump_document`; DamagedArtifact if one byte of it is another."""
+    expected = raw[len(_HEAD) : len(_HEAD) + 64].decode("ascii", "replace")
+    found = hashlib.sha256(b"{" + raw[_HEAD_BYTES:]).hexdigest()
+    if found != expected or raw[:_HEAD_BYTES] != _HEAD + found.encode() + b'",':
+        raise DamagedArtifact(path, f"sha256 {expected}", f"sha256 {found}")
+    document = json.loads(raw)
+    del document["sha256"]
+    return document, found

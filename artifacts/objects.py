@@ -1,0 +1,184 @@
+"""File contents under the name of their digest: `objects/<aa>/<sha256>`, written once, read-only, verified before use.
+
+Two places are involved. `backend` is the store. `host` is a folder of this machine, where bytes are hashed while they
+are written and from which stages read: for a local store it is the store itself, otherwise a read-through cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from artifacts.backend import Backend, explained
+from artifacts.digest import copy_hashed, hash_file
+from artifacts.errors import DamagedArtifact
+from artifacts.local import LocalBackend
+from artifacts.record import File, check_files, check_key
+from artifacts.stamps import Stamps, signature
+
+Verify = Literal["stamp", "full"]
+# An object as young as this is not uploaded again; older ones are, so that a `gc` which is about to remove them sees
+# them as fresh. Far below any sensible grace period of `gc`.
+_FRESH_S = 3600.0
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def object_path(sha256: str) -> str:
+    """Where an object lies in a store."""
+    return f"objects/{sha256[:2]}/{sha256}"
+
+
+class Objects:
+    """The contents of a store, as this host sees them."""
+
+    def __init__(self, backend: Backend, host: LocalBackend, stamps: Stamps) -> None:
+        self._backend = backend
+        self._host = host
+        self._stamps = stamps
+
+    @property
+    def _remote(self) -> bool:
+        return self._backend is not self._host
+
+    def put(self, paths: Iterable[Path]) -> list[tuple[str, int]]:
+        """Store the contents of files; (sha256, bytes) of each, in order. All of it is on disk when this returns."""
+        put = in_parallel(self._put_one, paths)
+        self._stamps.write((sha256, path, signature(path)) for path, sha256 in {(self._held(s), s) for s, _ in put})
+        return put
+
+    def read(self, sha256: str) -> bytes:
+        """The bytes of a small object, hashed in full."""
+        path = object_path(check_key(sha256))
+        try:
+            data = self._backend.read(path)
+        except FileNotFoundError:
+            raise DamagedArtifact(path, f"sha256 {sha256}", None, self._backend.url) from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            raise DamagedArtifact(path, f"sha256 {sha256}", f"sha256 {found}", self._backend.url)
+        return data
+
+    def fetch(self, files: Iterable[File], folder: Path, verify: Verify = "stamp", link: bool = True) -> None:
+        """Lay verified files out under `folder`: as links to read-only objects, or as copies of the caller's own."""
+        files = check_files(tuple(files))
+        self.verify(files, verify)
+        with explained(str(folder), "write", "the files"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for parent in {(folder / file.path).parent for file in files}:
+                parent.mkdir(parents=True, exist_ok=True)
+            lay = self._link if link else self._copy
+            in_parallel(lambda file: lay(file, folder / file.path), files)
+
+    def verify(self, files: Iterable[File], verify: Verify = "stamp") -> None:
+        """See that the files' objects are on this host and right; DamagedArtifact names the first that is not."""
+        by_digest = {file.sha256: file for file in files}
+        hashed = in_parallel(lambda file: self._verified(file, verify), by_digest.values())
+        self._stamps.write(stamp for stamp in hashed if stamp is not None)
+
+    def missing(self, files: Iterable[File]) -> list[File]:
+        """Files whose objects are not in the store, or not of the right size."""
+        files = list(files)
+        entries = in_parallel(lambda file: self._backend.entry(object_path(file.sha256)), files)
+        return [f for f, entry in zip(files, entries, strict=True) if entry is None or entry.bytes != f.bytes]
+
+    def set_aside(self, file: File) -> DamagedArtifact | None:
+        """Verify a file in full and move its object to `quarantined/` if it is damaged; what was wrong, if anything."""
+        try:
+            self.verify([file], "full")
+        except DamagedArtifact as damage:
+            if damage.found is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    self._backend.move(object_path(file.sha256), f"quarantined/objects/{file.sha256}")
+            return damage
+        return None
+
+    def _held(self, sha256: str) -> Path:
+        return self._host.path(object_path(sha256))
+
+    def _put_one(self, path: Path) -> tuple[str, int]:
+        with explained(self._host.url, "write the contents of", path.name):
+            temporary, target = self._host.temporary()
+            with self._host.discarding(temporary), target, path.open("rb", buffering=0) as source:
+                sha256, size_bytes = copy_hashed(source, target)
+                os.fchmod(target.fileno(), 0o444)
+                self._host.flush(target)
+            # Replacing an object by equal bytes heals a damaged one and makes it young for `gc`.
+            self._host.place(temporary, object_path(sha256))
+        if self._remote:
+            self._upload(sha256, size_bytes)
+        return sha256, size_bytes
+
+    def _upload(self, sha256: str, size_bytes: int) -> None:
+        entry = self._backend.entry(object_path(sha256))
+        if entry is None or entry.bytes != size_bytes or time.time() - entry.modified_s > _FRESH_S:
+            self._backend.upload(self._held(sha256), object_path(sha256))
+
+    def _verified(self, file: File, verify: Verify) -> tuple[str, Path, str] | None:
+        """The stamp to write if the object had to be hashed, None if its stamp was enough."""
+        held = self._held(file.sha256)
+        with explained(self._host.url, "read", file.path):
+            before, found = "", None
+            with contextlib.suppress(FileNotFoundError):
+                if verify == "stamp" and self._stamps.holds(file.sha256, held):
+                    return None
+                before, found = signature(held), hash_file(held)
+            if found == (file.sha256, file.bytes):
+                return file.sha256, held, before
+            if self._remote:
+                self._download(file, held)
+                return file.sha256, held, signature(held)
+        raise _damage(file, found, self._backend.url)
+
+    def _download(self, file: File, held: Path) -> None:
+        temporary, target = self._host.temporary()
+        with self._host.discarding(temporary):
+            target.close()
+            try:
+                self._backend.download(object_path(file.sha256), temporary)
+            except FileNotFoundError:
+                raise _damage(file, None, self._backend.url) from None
+            found = hash_file(temporary)
+            if found != (file.sha256, file.bytes):
+                raise _damage(file, found, self._backend.url)
+            temporary.chmod(0o444)
+        self._host.place(temporary, object_path(file.sha256))
+
+    def _link(self, file: File, target: Path) -> None:
+        target.unlink(missing_ok=True)
+        target.symlink_to(self._held(file.sha256))
+
+    def _copy(self, file: File, target: Path) -> None:
+        target.unlink(missing_ok=True)
+        with self._held(file.sha256).open("rb", buffering=0) as source, target.open("xb") as copy:
+            found = copy_hashed(source, copy)
+        if found != (file.sha256, file.bytes):
+            target.unlink()
+            raise _damage(file, found, self._backend.url)
+
+
+def _damage(file: File, found: tuple[str, int] | None, where: str) -> DamagedArtifact:
+    expected = f"sha256 {file.sha256} of {file.bytes} bytes"
+    return DamagedArtifact(file.path, expected, f"sha256 {found[0]} of {found[1]} bytes" if found else None, where)
+
+
+def in_parallel(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """`work` over items in threads, results in order; hashing, disks and object stores all let threads overlap."""
+    items = list(items)
+    if len(items) < 2:
+        return [work(item) for item in items]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=min(8, len(items))) as pool:
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
