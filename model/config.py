@@ -88,7 +88,7 @@ class GPTConfig:
     qk_gain: float = 1.5
     """Initial gain per query head, applied after QK normalisation."""
     softcap: float = 30.0
-    """Logits become softcap * tanh(logits / softcap)."""
+    """Logits become softcap * tanh(logits / softcap); 0 leaves them as they are."""
     tied_head: bool = True
     """The output matrix is the token embedding."""
     init: InitConfig = field(default_factory=InitConfig)
@@ -117,6 +117,8 @@ class GPTConfig:
             raise ValueError(f"rope.dims is even and at most the head width {self.head_dim}; got {self.rope.dims}")
         if self.vocab > 65_536:
             raise ValueError(f"token shards hold uint16, so vocab is at most 65536; got {self.vocab}")
+        if self.softcap < 0:
+            raise ValueError(f"softcap is positive, or 0 for none; got {self.softcap}")
         if self.bigram.buckets == 1 or self.bigram.buckets < 0:
             raise ValueError(f"bigram.buckets is 0 (off) or at least 2; got {self.bigram.buckets}")
 

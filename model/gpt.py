@@ -80,9 +80,10 @@ class GPT(nn.Module):
         return x_BTD if self.smear is None else self.smear(x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        """Project onto the vocabulary and cap softly, in fp32 after the matrix product."""
+        """Project onto the vocabulary and cap softly, in fp32 (or wider) after the matrix product."""
         weight_VD = self.embed.tokens if self.head is None else self.head.weight
-        logits_BTV = functional.linear(x_BTD, weight_VD).float()
+        logits_BTV = functional.linear(x_BTD, weight_VD.to(x_BTD.dtype))
+        logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
         softcap = self.config.softcap
         return softcap * torch.tanh(logits_BTV / softcap) if softcap else logits_BTV
 

@@ -24,18 +24,19 @@ NORM_EPS = 1e-7
 def newton_schulz(g_NRC: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """Bring each matrix of [N, R, C] near its closest semi-orthogonal one, computing in `dtype`; same shape, `dtype`.
 
-    The Frobenius norm, which bounds the spectral norm, is taken in fp32: a bf16 sum over a large matrix loses digits.
+    In bf16 the order of roundings is part of the published optimizer: fusing the sums into the products (baddbmm)
+    halves the rounding error, but moves the update by 3 % of its norm.
     """
     a, b, c = QUINTIC
-    tall = g_NRC.shape[-2] > g_NRC.shape[-1]
-    x = g_NRC.float()
-    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + NORM_EPS)).to(dtype)
+    x = g_NRC.to(dtype)
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + NORM_EPS)
+    tall = x.shape[-2] > x.shape[-1]
     if tall:  # the smaller Gram matrix of the two
         x = x.mT
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        polynomial = b * gram + torch.bmm(c * gram, gram)
+        x = a * x + torch.bmm(polynomial, x)
     return x.mT if tall else x
 
 
@@ -83,6 +84,6 @@ class Muon(Optimizer):
         buffer = state["momentum"].mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
         rows, columns = parameter.shape[-2:]
-        update = newton_schulz(direction.view(-1, rows, columns), group["steps"], group["dtype"]).view(parameter.shape)
-        parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * shape_scale(rows, columns))
+        update = newton_schulz(direction.view(-1, rows, columns), group["steps"], group["dtype"])
+        update = (update * shape_scale(rows, columns)).view(parameter.shape).to(parameter.dtype)
+        parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
