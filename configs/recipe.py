@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from stages.average.config import Config as AverageConfig
 from stages.bundle.config import Config as BundleConfig
@@ -17,6 +17,9 @@ from stages.tokenize.config import Config as TokenizeConfig
 from stages.train.config import Config as TrainConfig
 from stages.vocabulary.config import Config as VocabularyConfig
 from stages.weigh.config import Config as WeighConfig
+
+# Names of recipes and protocols become names of files and of artifacts.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
 class DeviceConfig(Strict):
@@ -39,7 +42,7 @@ class Devices(Strict):
 class Recipe(Strict):
     """Everything that decides a run's result, the seed aside."""
 
-    name: str = Field(description="Name of the recipe.")
+    name: Name = Field(description="Name of the recipe.")
     about: str = Field("", description="What this recipe is, in a sentence.")
     seed: int = Field(1337, ge=0, description="Seed when the command names none.")
     published: dict[str, Any] = Field({}, description="Published figures of the system, as data.")
@@ -53,4 +56,4 @@ class Recipe(Strict):
     compress: CompressConfig = Field(CompressConfig(), description="Archive.")
     bundle: BundleConfig = Field(BundleConfig(), description="Packed code.")
     weigh: WeighConfig = Field(WeighConfig(), description="Size check.")
-    evaluate: dict[str, EvaluateConfig] = Field({}, description="One protocol per name.")
+    evaluate: dict[Name, EvaluateConfig] = Field({}, description="One protocol per name.")

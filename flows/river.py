@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from artifacts.record import File, digest_files
+from configs.introduced import resolved
 from configs.recipe import DeviceConfig, Recipe
 from stages.config import StageConfig
 
@@ -74,6 +76,17 @@ def of(outputs: Outputs, stage: str, role: str, part_prefix: str = "") -> Input:
     return Input(digest_files(ordered), ordered, origin)
 
 
+# What the packed code does: it trains, makes the archive and scores it. Data, size checks and names stay outside.
+_BUNDLED = ("train", "average", "quantize", "compress")
+
+
+def bundled(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that reaches the packed code, seed-free; a field that is absent is off."""
+    stages = {name: resolved(getattr(recipe, name)) for name in _BUNDLED}
+    protocols = {name: resolved(each) for name, each in recipe.evaluate.items() if each.of == "archive"}
+    return {**stages, "evaluate": protocols, "devices": resolved(recipe.devices)}
+
+
 def river(recipe: Recipe, seed: int, outside: Outside, outputs: Outputs) -> Iterator[Step]:
     """Every step in river order. `outputs` must hold a step's files (or None) before the next step is asked for."""
     r = recipe
@@ -103,7 +116,7 @@ def river(recipe: Recipe, seed: int, outside: Outside, outputs: Outputs) -> Iter
     yield step("quantize", r.quantize, weights=weights, shards=shards)
     yield step("compress", r.compress, quantized=of(outputs, "quantize", "quantized"))
     archive = of(outputs, "compress", "archive")
-    yield step("bundle", r.bundle, source=outside.source)
+    yield step("bundle", r.bundle.model_copy(update={"recipe": bundled(r)}), source=outside.source)
     yield step("weigh", r.weigh, archive=archive, bundle=of(outputs, "bundle", "bundle"))
     val = of(outputs, "tokenize", "shards", "val-")
     for name, protocol in r.evaluate.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,14 +16,13 @@ class Strict(BaseModel):
 
 
 class StageConfig(Strict):
-    """One stage's knobs. A new technique's default is "off", so that adding a field never invalidates old results."""
+    """One stage's knobs. A new technique's default is "off", so that adding a field never invalidates old results.
+
+    What of it belongs to the key: `configs.introduced.stage_slice`.
+    """
 
     SPEC: ClassVar[StageSpec]
     LOCATIONS: ClassVar[tuple[str, ...]] = ()  # fields that say where something lies; its fingerprint is the identity
-
-    def identity(self) -> dict[str, Any]:
-        """The canonical slice for the key: JSON values, fields at their default and locations left out."""
-        return self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.LOCATIONS))
 
     def reads(self) -> tuple[str, ...]:
         """The input roles that this configuration needs, a subset of `SPEC.inputs`."""

@@ -1,0 +1,201 @@
+"""Reads a recipe: TOML files, what they extend, the scale's overlay and `--set`, checked once when all is merged.
+
+The order is: the fields' defaults, the recipe's bases, the recipe, the scale, `--set`. Tables merge field by field,
+lists and values are replaced. The table `[evaluate."*"]` speaks to every protocol that the layers before it named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
+
+from configs.complaints import complaints, nearest
+from configs.recipe import Recipe
+from stages.contract import StageError
+from stages.evaluate.config import Config as EvaluateConfig
+
+FOLDER = Path(__file__).parent
+DEFAULT_SCALE = "full"
+# A recipe that extends another is a system of its own: these say who the other one is.
+_OWN = ("name", "about", "published")
+_EVERY = "*"
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of values."""
+
+    origin: str  # as people read it: "recipe pr714", "scale smoke", "--set"
+    table: Table
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked recipe, and who chose what in it."""
+
+    recipe: Recipe
+    scale: str
+    origins: Mapping[str, str]  # dotted path of a value -> its layer; a value that is not here is a default
+
+    def origin(self, path: str) -> str:
+        """The layer that a value comes from."""
+        return self.origins.get(path, "default")
+
+
+def load_recipe(name: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] = ()) -> Loaded:
+    """The recipe called `name`, at a scale, with `path=value` overrides.
+
+    Args:
+        name: a built-in recipe, or the path of a TOML file (it ends in .toml).
+        scale: a name of `configs/scales/`.
+        overrides: such as `train.muon.lr=0.02`; values in TOML's syntax, where bare text is a string.
+
+    Raises:
+        StageError: for any unknown name, field or value; the text lists everything that is wrong.
+    """
+    layers = recipe_layers(name)
+    layers.append(Layer(f"scale {scale}", _read(_find(scale, "scale"))))
+    layers += [Layer("--set", parse_override(text)) for text in overrides]
+    return check(layers, scale)
+
+
+def names(kind: str) -> list[str]:
+    """The built-in recipes or scales: `kind` is "recipe" or "scale"."""
+    return sorted(path.stem for path in (FOLDER / f"{kind}s").glob("*.toml"))
+
+
+def recipe_layers(name: str) -> list[Layer]:
+    """A recipe's own layer and those that it extends, base first."""
+    layers: list[Layer] = []
+    seen: list[Path] = []
+    path = _find(name, "recipe")
+    while True:
+        if path in seen:
+            chain = " -> ".join(each.stem for each in [*seen, path])
+            raise StageError(f"a recipe extends another one and never itself; got {chain}; break the circle")
+        table = _read(path)
+        extends = table.pop("extends", None)
+        table.setdefault("name", path.stem)
+        if seen:
+            table = {field: value for field, value in table.items() if field not in _OWN}
+        layers.insert(0, Layer(f"recipe {path.stem}", table))
+        seen.append(path)
+        if extends is None:
+            return layers
+        if not isinstance(extends, str):
+            raise StageError(f"extends is a recipe's name or path; {path.name} has {extends!r}; write one in quotes")
+        path = _find(extends, "recipe", path.parent)
+
+
+def parse_override(text: str) -> Table:
+    """`a.b=value` as nested tables. The value is TOML; what is not TOML is a string as it stands."""
+    path, equals, value = text.partition("=")
+    path, value = re.sub(r"(?<=\.)\*(?=\.)", '"*"', path.strip()), value.strip()
+    try:
+        if not equals or not path or "\n" in text:
+            raise ValueError
+        keys = tomllib.loads(f"{path} = 0")
+    except ValueError as error:  # tomllib's own error is one
+        raise StageError(
+            f"--set takes path=value; got {text!r}; write for instance --set train.muon.lr=0.02"
+        ) from error
+    try:
+        return tomllib.loads(f"{path} = {value}")
+    except ValueError:
+        return _replace_leaf(keys, value)
+
+
+def _replace_leaf(table: Table, value: str) -> Table:
+    return {key: _replace_leaf(below, value) if isinstance(below, dict) else value for key, below in table.items()}
+
+
+def check(layers: Sequence[Layer], scale: str = DEFAULT_SCALE) -> Loaded:
+    """Merge the layers over the defaults and check the result once."""
+    merged: Table = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        _refuse_foreign_types(layer)
+        _merge(merged, layer.table, layer.origin, "", origins)
+    # Groups with defaults of their own (the quantiser's `matrices`) start from those, not from their type's defaults.
+    defaults = _defaults(merged.get("evaluate"))
+    given = deepcopy(defaults)
+    _merge(given, merged, "", "", {})
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        raise StageError(complaints(error, Recipe, origins, defaults)) from error
+    if recipe.bundle.recipe:
+        raise StageError("bundle.recipe is filled in by the wiring; the recipe sets it too; leave it out")
+    return Loaded(recipe, scale, origins)
+
+
+def _defaults(protocols: object) -> Table:
+    """Today's defaults of all fields, with the named protocols."""
+    table: Table = to_jsonable_python(Recipe(name="defaults"))
+    del table["name"]
+    if isinstance(protocols, dict):
+        table["evaluate"] = {name: to_jsonable_python(EvaluateConfig()) for name in protocols}
+    return table
+
+
+def _merge(into: Table, table: Table, origin: str, path: str, origins: dict[str, str]) -> None:
+    ordered = sorted(table.items(), key=lambda item: item[0] != _EVERY)  # the particular protocol has the last word
+    for name, value in ordered:
+        here = f"{path}.{name}" if path else name
+        if name == _EVERY and path == "evaluate" and isinstance(value, dict):
+            for part, below in into.items():
+                if isinstance(below, dict):
+                    _merge(below, value, origin, f"{path}.{part}", origins)
+        elif isinstance(value, dict) and isinstance(into.get(name, {}), dict):
+            _merge(into.setdefault(name, {}), value, origin, here, origins)
+        else:
+            into[name] = value
+            origins[here] = origin
+
+
+def _refuse_foreign_types(layer: Layer) -> None:
+    """TOML knows dates and infinities, recipes do not."""
+    try:
+        json.dumps(layer.table, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StageError(
+            f"recipes hold text, finite numbers, true and false, lists and tables; {layer.origin} holds something else "
+            f"({error}); write a date as text, and leave a limit out instead of inf"
+        ) from error
+
+
+def _find(name: str, kind: str, beside: Path | None = None) -> Path:
+    """The file of a built-in name, or of a path, which is relative to the file that mentions it."""
+    if name.endswith(".toml"):
+        path = ((beside or Path()) / name).resolve()
+        if path.is_file():
+            return path
+        raise StageError(f"a {kind} given as a path is a file; {path} is not there; give a file, or a built-in name")
+    path = FOLDER / f"{kind}s" / f"{name}.toml"
+    if "/" in name or "\\" in name or not path.is_file():
+        known = names(kind)
+        raise StageError(
+            f"a {kind} is a built-in name or the path of a .toml file; got {name!r}{nearest(name, known)}; "
+            f"there are {', '.join(known)}"
+        )
+    return path
+
+
+def _read(path: Path) -> Table:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise StageError(f"recipes are TOML; {path} is not: {error}; mend that line") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StageError(f"recipes are readable UTF-8 files; {path} is not: {error}") from error

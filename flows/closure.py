@@ -1,0 +1,225 @@
+"""Which of our modules a stage can execute: its static import closure, with a digest of each module.
+
+Function-level imports count, imports under `if TYPE_CHECKING` do not. A dynamic import would let a stage run code that
+its key does not know, so it is an error. Digests are of the normal form (`normal.py`). They are remembered per file, by
+size, times and inode, so that a plan parses only what has changed since the last one.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flows.normal import digest_source, is_type_checking, normal_form
+from stages.contract import StageError
+
+PACKAGES = ("artifacts", "configs", "flows", "model", "stages")  # everything else is installed, not ours
+ROOT = Path(__file__).resolve().parents[1]
+_CACHE_SCHEMA = 1
+# A file written twice within the clock's resolution can keep its stamp: younger files are parsed every time.
+_SETTLED_S = 2.0
+
+
+@dataclass(frozen=True)
+class Closure:
+    """The modules that an entry module can execute."""
+
+    digests: Mapping[str, str]  # module, or data file, -> digest
+    files: Mapping[str, Path]  # path relative to the root -> file; the packages' empty __init__.py too
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What one file says, whatever the files around it say."""
+
+    digest: str
+    acts: bool  # has statements at all; an empty __init__.py has none
+    imports: tuple[tuple[str, str], ...]  # (module, name or "")
+    data: tuple[str, ...]  # relative paths of data files that the module declares in DATA_FILES
+
+
+class SourceTree:
+    """A tree of our packages. Each file is looked at once, so that one plan sees one state of the tree."""
+
+    def __init__(self, root: Path = ROOT, cache: Path | None = None) -> None:
+        self.root = root
+        self._cache = cache
+        self._known: dict[str, dict[str, object]] | None = None
+        self._facts: dict[str, tuple[list[int], _Facts]] = {}  # path -> (stamp when it was read, facts)
+        self._paths: dict[str, str | None] = {}
+        self._learned = False
+
+    def closure(self, entry: str) -> Closure:
+        """The closure of module `entry`. Raises StageError for a module that is missing or imports dynamically."""
+        digests: dict[str, str] = {}
+        files: dict[str, Path] = {}
+        wanted = [(entry, "")]
+        seen: set[str] = set()
+        while wanted:
+            for module in self._modules(*wanted.pop()):
+                if module in seen:
+                    continue
+                seen.add(module)
+                path = self._path(module)
+                if path is None:
+                    raise StageError(f"every import of ours is a file of the tree; {module} is none; mend the import")
+                facts = self._read(path)
+                files[path] = self.root / path
+                if facts.acts:
+                    digests[module] = facts.digest
+                for data in facts.data:
+                    files[data] = self.root / data
+                    digests[data] = _digest_data(self.root / data, path)
+                wanted += facts.imports
+        return Closure(dict(sorted(digests.items())), dict(sorted(files.items())))
+
+    def stage(self, name: str) -> Closure:
+        """The closure of the process that runs stage `name`."""
+        return self.closure(f"stages.{name}.__main__")
+
+    def save(self) -> None:
+        """Remember what was learned. The cache saves time only, so a folder that cannot be written is no error."""
+        if self._cache is None or not self._learned:
+            return
+        now_ns = time.time_ns()
+        remembered = {p: e for p, e in self._remembered().items() if Path(p).is_file()}
+        for path, (stamp, facts) in self._facts.items():
+            if now_ns - max(stamp[1], stamp[2]) > _SETTLED_S * 1e9:
+                remembered[str(self.root / path)] = {"stamp": stamp, "facts": asdict(facts)}
+        try:
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self._cache.parent, prefix=f"{self._cache.name}.")
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                json.dump({"schema": _CACHE_SCHEMA, "files": remembered}, out)
+            Path(temporary).replace(self._cache)
+        except OSError:
+            return
+        self._learned = False
+
+    def _modules(self, module: str, name: str) -> Iterator[str]:
+        """The modules that `import module` or `from module import name` executes, packages first."""
+        parts = module.split(".")
+        yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+        if name and self._path(f"{module}.{name}") is not None:
+            yield f"{module}.{name}"
+
+    def _path(self, module: str) -> str | None:
+        if module not in self._paths:
+            base = module.replace(".", "/")
+            candidates = (f"{base}/__init__.py", f"{base}.py")
+            self._paths[module] = next((c for c in candidates if (self.root / c).is_file()), None)
+        return self._paths[module]
+
+    def _read(self, path: str) -> _Facts:
+        if path not in self._facts:
+            file = self.root / path
+            entry = self._remembered().get(str(file))
+            stamp = _stamp(file)
+            if entry is not None and entry["stamp"] == stamp:
+                self._facts[path] = stamp, _facts_from_json(entry["facts"])
+            else:
+                self._facts[path] = stamp, read_facts(file.read_text(encoding="utf-8"), path)
+                self._learned = True
+        return self._facts[path][1]
+
+    def _remembered(self) -> dict[str, dict[str, object]]:
+        if self._known is None:
+            self._known = {}
+            try:
+                raw = json.loads(self._cache.read_text(encoding="utf-8")) if self._cache else {}
+            except (OSError, ValueError):
+                raw = {}
+            if raw.get("schema") == _CACHE_SCHEMA:
+                self._known = raw["files"]
+        return self._known
+
+
+def _stamp(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _facts_from_json(raw: object) -> _Facts:
+    assert isinstance(raw, dict)
+    imports = tuple((module, name) for module, name in raw["imports"])
+    return _Facts(raw["digest"], raw["acts"], imports, tuple(raw["data"]))
+
+
+def _digest_data(file: Path, declared_by: str) -> str:
+    if not file.is_file():
+        raise StageError(f"DATA_FILES name files of the tree; {declared_by} names {file.name}, which is not there")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def is_config_module(path: str) -> bool:
+    """Whether fields of this file's classes are known by their values; see `normal.py`."""
+    return path.rsplit("/", 1)[-1] == "config.py"
+
+
+def read_facts(source: str, path: str) -> _Facts:
+    """Parse one file. Raises StageError for a syntax error or a dynamic import, with file and line."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise StageError(f"source files parse; {path} line {error.lineno} does not: {error.msg}") from error
+    imports: list[tuple[str, str]] = []
+    for node in _executable(tree):
+        imports += _imports(node, path)
+    is_config = is_config_module(path)
+    acts = bool(normal_form(source, is_config=is_config))
+    return _Facts(digest_source(source, is_config=is_config), acts, tuple(dict.fromkeys(imports)), _data_files(tree))
+
+
+def _executable(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only a type checker sees."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and is_type_checking(node.test):
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
+def _imports(node: ast.AST, path: str) -> list[tuple[str, str]]:
+    """Our modules that this node imports."""
+    found: list[tuple[str, str]] = []
+    if isinstance(node, ast.Import):
+        found = [(alias.name, "") for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        if node.level:
+            raise StageError(f"imports are absolute; {path} line {node.lineno} has a relative one; spell it out")
+        found = [(node.module or "", alias.name) for alias in node.names]
+    elif isinstance(node, ast.Name) and node.id in {"__import__", "exec", "eval"}:
+        raise _dynamic(node.id, path, node.lineno)
+    for module, name in found:
+        full = f"{module}.{name}".rstrip(".")
+        if module == "runpy" or (full.startswith("importlib") and not full.startswith(_READERS)):
+            raise _dynamic(full, path, getattr(node, "lineno", 0))
+    return [(module, name) for module, name in found if module.split(".")[0] in PACKAGES]
+
+
+_READERS = ("importlib.metadata", "importlib.resources")  # they read files and execute nothing
+
+
+def _dynamic(what: str, path: str, line: int) -> StageError:
+    return StageError(
+        f"a stage's identity follows static imports, so dynamic ones are forbidden; "
+        f"{path} line {line} uses {what}; import the module by name"
+    )
+
+
+def _data_files(tree: ast.Module) -> tuple[str, ...]:
+    """Paths in a module's `DATA_FILES = (...)`: what it reads beside its own source counts as code."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["DATA_FILES"]:
+            return tuple(ast.literal_eval(node.value))
+    return ()
