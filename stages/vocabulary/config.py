@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, field_validator
 
 from stages.config import StageConfig
 from stages.contract import StageSpec
+from stages.urls import refuse_credentials
 
 
 class Config(StageConfig):
     """Train documents -> a SentencePiece BPE model and its table of bytes per token id."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # a refused URL holds a secret
 
     SPEC: ClassVar[StageSpec] = StageSpec(
         name="vocabulary", inputs=("documents", "model"), outputs=("tokenizer",), libraries=("sentencepiece",)
@@ -26,6 +29,11 @@ class Config(StageConfig):
         description="Text that training reads, taken evenly from the documents. Unit: bytes.",
     )
     character_coverage: float = Field(0.999, gt=0, le=1, description="Share of characters that get a piece.")
+
+    @field_validator("model")
+    @classmethod
+    def _no_credentials(cls, url: str) -> str:
+        return refuse_credentials(url)
 
     def reads(self) -> tuple[str, ...]:
         """An imported model needs no documents."""
