@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from stages.contract import Device, Runtime
+
+# More threads than free cores make tiny tensors a hundred times slower: idle workers spin. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
 @pytest.fixture

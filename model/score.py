@@ -1,0 +1,76 @@
+"""The scoring loop: the referee's windows through a network, and adaptation where the referee allows it.
+
+Letters: B windows, T inputs of a window, S scored positions of each, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.adapt import Adapter
+from model.referee import Referee
+
+Forward = Callable[[Tensor, int], Tensor]
+"""(inputs_BT, scored) -> logits_BSV of the last S = `scored` positions."""
+
+
+class Scorer:
+    """Runs a network on handed-out inputs, without gradients.
+
+    `fixed_shape` (batch, length) pads every batch to one shape, so that a compiled network is compiled for two numbers
+    of scored positions and not for every shape at the edges of a stream. Padding lies to the right and below: a causal
+    network does not see it.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        fixed_shape: tuple[int, int] | None = None,
+    ) -> None:
+        self._network, self._device, self._dtype, self._shape = network, device, dtype, fixed_shape
+
+    def __call__(self, inputs_BT: Tensor, scored: int) -> Tensor:
+        """Return logits_BSV, in fp32, on the device."""
+        batch, length = inputs_BT.shape
+        last = scored
+        if self._shape is not None and (batch, length) != self._shape:
+            rows, columns = self._shape
+            inputs_BT = functional.pad(inputs_BT, (0, columns - length, 0, rows - batch))
+            # Two values of `last` are two graphs; every irregular window shares the second.
+            last = scored if length == columns else columns
+        first = last - scored - (inputs_BT.shape[1] - length)
+        with torch.inference_mode(), autocast(self._device, self._dtype):
+            logits = self._network(inputs_BT.to(self._device, non_blocking=True), last=last)
+        return logits[:batch, first : first + scored]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Matrix arithmetic in `dtype` over fp32 parameters."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def score(
+    referee: Referee,
+    forward: Forward,
+    adapter: Adapter | None = None,
+    report: Callable[[int], None] = lambda _targets: None,
+) -> None:
+    """Score the referee's whole stream; `adapter` trains on each chunk that is scored, save the last.
+
+    The result is in the referee's ledger. `report` hears the targets that this rank has scored so far.
+    """
+    scored = 0
+    while referee.open_span() is not None:
+        while (handout := referee.take()) is not None:
+            referee.commit(handout.lo, forward(handout.inputs_BT, handout.scored).flatten(0, 1))
+            scored += handout.hi - handout.lo
+            report(scored)
+        revealed = referee.close_span()
+        if adapter is not None and not referee.finished:
+            adapter.update(revealed.tokens, revealed.index)
