@@ -65,6 +65,7 @@ class Runtime:
     world: int = 1
     local_rank: int = 0
     progress: Path | None = None  # JSON lines that the flow tails; only rank 0 writes
+    checkpoint_every_s: float = 30.0  # how much work an interruption may cost
 
     def report_progress(self, done: float, total: float, unit: str, **metrics: float | str) -> None:
         """Append one progress line: `done` of `total` `unit`s, and any metrics worth showing live."""
@@ -96,6 +97,7 @@ def _runtime_from_json(raw: Mapping[str, Any]) -> Runtime:
         device=Device(**raw.get("device", {})),
         workers=int(raw.get("workers", 1)),
         progress=Path(raw["progress"]) if raw.get("progress") else None,
+        checkpoint_every_s=float(raw.get("checkpoint_every_s", Runtime.checkpoint_every_s)),
         world=int(os.environ.get("WORLD_SIZE", "1")),
         **environment,
     )
@@ -109,6 +111,7 @@ def runtime_to_json(runtime: Runtime) -> dict[str, Any]:
         "device": asdict(runtime.device),
         "workers": runtime.workers,
         "progress": str(runtime.progress) if runtime.progress else None,
+        "checkpoint_every_s": runtime.checkpoint_every_s,
     }
 
 

@@ -5,7 +5,10 @@ A step is counted from 0: `step` updates are done when the values for the next o
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from stages.train.config import Config
 
 
 class Horizon(Protocol):
@@ -59,3 +62,36 @@ def momentum(step: int, start: float, end: float, ramp: float) -> float:
 def ema_decay(time_constant: float) -> float:
     """The weight of the old average in an update: 1 - 1 / time_constant; 0 when the constant is at most one step."""
     return 1.0 - 1.0 / time_constant if time_constant > 1.0 else 0.0
+
+
+class Schedule:
+    """A configuration's schedule, its horizons resolved to steps of this run."""
+
+    def __init__(self, config: Config) -> None:
+        expected = config.expected_steps or config.steps
+        self._config = config
+        self._warmup = resolve(config.schedule.warmup, expected)
+        self._warmdown = resolve(config.schedule.warmdown, expected)
+        self._ramp = resolve(config.muon.momentum_ramp, expected)
+        self._snapshot_every = interval(config.snapshots.every, expected)
+        self.ema_decay = ema_decay(resolve(config.ema.time_constant, expected))
+        """Weight of the old average at every step."""
+        self.validate_every = interval(config.validate_every, expected)
+        """Steps between validations; 0: only at the end."""
+
+    def scale(self, step: int, elapsed_s: float) -> float:
+        """The learning-rate multiplier of the update after `step` updates and `elapsed_s` seconds of training."""
+        config = self._config
+        if config.schedule.clock == "wall":
+            return scale_by_clock(step, elapsed_s, config.budget_s, self._warmup, self._warmdown)
+        return scale_by_steps(step, config.steps, self._warmup, self._warmdown)
+
+    def momentum(self, step: int) -> float:
+        """Muon's momentum of the update after `step` updates."""
+        return momentum(step, self._config.muon.momentum_start, self._config.muon.momentum, self._ramp)
+
+    def snapshot_is_due(self, step: int, scale: float) -> bool:
+        """Whether the weights after `step` updates, the last one at `scale`, are a warmdown snapshot."""
+        return (
+            self._snapshot_every > 0 and scale < self._config.snapshots.below_scale and not step % self._snapshot_every
+        )

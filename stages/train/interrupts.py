@@ -1,0 +1,42 @@
+"""SIGTERM and SIGINT become a flag, so that training stops between two micro-steps and leaves a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class Interrupted(BaseException):
+    """The process was asked to stop. Not an Exception: nothing on the way may swallow it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
+class Interrupts:
+    """While the `with` block runs, the first signal is remembered in `number` (0: none) instead of killing."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> Interrupts:
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
+            self._previous = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.number = self.number or number
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal came."""
+        if self.number:
+            raise Interrupted(self.number)

@@ -1,0 +1,291 @@
+"""The training loop: fp32 master weights, one compiled static graph on a GPU, no host synchronisation inside a step.
+
+A checkpoint's state is always that of a whole number of steps: whatever stops the loop, does so between micro-steps,
+where parameters are as the last finished step left them.
+
+Letters: B sequences, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.batches import Batch, Spans, stream_batches
+from model.config import GPTConfig, to_dict
+from model.gpt import GPT
+from model.init import initialise
+from stages.contract import Runtime, StageError
+from stages.train.checkpoint import Checkpoints, Progress
+from stages.train.ema import Ema
+from stages.train.interrupts import Interrupted, Interrupts
+from stages.train.optimizers import Optimizers
+from stages.train.ranks import from_first_rank, mean_over_ranks
+from stages.train.schedule import Schedule
+from stages.train.stopwatch import Stopwatch
+from stages.train.telemetry import Measured, Telemetry
+from stages.train.validation import Validation
+
+if TYPE_CHECKING:
+    from stages.train.config import Config
+
+WARM_UP_STEPS = 3  # compile every graph before the clock starts; the state is restored afterwards
+PROGRESS_EVERY_S = 0.5
+
+
+class Trainer:
+    """One rank's model, optimizers, averages and progress. After `run`, read `model`, `ema` and `progress`."""
+
+    def __init__(
+        self,
+        config: Config,
+        spans: Spans,
+        validation: Validation | None,
+        runtime: Runtime,
+        device: torch.device,
+        checkpoints: Checkpoints,
+        seed: int,
+    ) -> None:
+        self.config = config
+        self.schedule = Schedule(config)
+        self.spans, self.validation = spans, validation
+        self.runtime, self.device = runtime, device
+        self.checkpoints = checkpoints
+        self.interrupts = Interrupts()
+        self.clock = Stopwatch(device)
+        self.progress = Progress()
+        self.resumed = Progress()  # where this process took over
+        torch.manual_seed(seed)
+        self.model = GPT(config.network)
+        initialise(self.model, seed)
+        self.model.to(device)
+        self.parameters = list(self.model.parameters())
+        self.optimizers = Optimizers(self.model, config, device)
+        self.ema = Ema(self.model.state_dict(), self.schedule.ema_decay) if config.ema.enabled else None
+        self.telemetry = Telemetry([name for name, _ in self.model.named_parameters()], device)
+        on_gpu = device.type == "cuda"
+        self.bfloat16 = on_gpu if config.precision == "auto" else config.precision == "bfloat16"
+        if self.bfloat16:  # the few matrix products that stay in fp32 need not be exact either
+            torch.set_float32_matmul_precision("high")
+        self.compiled = on_gpu if config.compile == "auto" else config.compile == "on"
+        self._token_nats = torch.compile(token_nats, fullgraph=True, dynamic=False) if self.compiled else token_nats
+        self._running = False
+        self._checkpoint_at = self._shown_at = time.monotonic()
+
+    # ---- the run
+
+    def run(self) -> str:
+        """Train to the end and return why it ended: "steps" or "budget".
+
+        Raises StageError when a value is not finite, and SystemExit, with a checkpoint left, when a signal came.
+        """
+        with self.interrupts:
+            try:
+                self._warm_up()
+                self._resume()
+                return self._steps()
+            except Interrupted as interrupted:
+                if self._running and self.progress.step:
+                    self._checkpoint()
+                raise SystemExit(128 + interrupted.number) from interrupted
+            finally:
+                self.checkpoints.close()
+
+    def _steps(self) -> str:
+        batches = stream_batches(self.spans, self.device, first_step=self.progress.step)
+        self._running = True
+        self._checkpoint_at = time.monotonic()
+        self.clock.start(self.progress.train_s)
+        while True:
+            scale, stop = self._decide()
+            if stop or self._validation_is_due():
+                self._validate()
+            if stop:
+                self.progress.train_s = self.clock.stop()
+                return "budget" if self.progress.step < self.config.steps else "steps"
+            self._train_step(batches, scale)
+
+    def _decide(self) -> tuple[float, bool]:
+        """The learning-rate multiplier of the next step, and whether there is none. Rank 0 decides for all."""
+        config, step, elapsed_s = self.config, self.progress.step, self.clock.elapsed_s()
+        stop = step >= config.steps or (config.budget_s > 0 and elapsed_s >= config.budget_s)
+        mine = [self.schedule.scale(step, elapsed_s), float(stop), float(self.interrupts.number)]
+        scale, stop, number = from_first_rank(mine, self.spans.world)
+        if number:
+            raise Interrupted(int(number))
+        return scale, bool(stop)
+
+    def _train_step(self, batches: Iterator[Batch], scale: float) -> None:
+        loss, parameter_norms, gradient_norms = self._update(batches, self.progress.step, scale)
+        if self.ema:
+            self.ema.update()
+        self.progress.step = step = self.progress.step + 1
+        self.telemetry.push(step, scale, loss, parameter_norms, gradient_norms)
+        for measured in self.telemetry.ready():
+            self._record(measured)
+        if self.runtime.rank == 0:
+            if self.schedule.snapshot_is_due(step, scale):
+                self._settle()  # nothing that is not finite may be kept
+                self.checkpoints.save_snapshot(step, self.model.state_dict(), weights_metadata(self.config.network))
+                self.progress.snapshots.append(step)
+            if time.monotonic() - self._checkpoint_at >= self.runtime.checkpoint_every_s:
+                self._checkpoint()
+        self._show()
+
+    def _update(self, batches: Iterator[Batch], step: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """One optimizer step. Returns its loss [], and the norms of parameters (before) and gradients, [P] each."""
+        accumulation = self.spans.accumulation
+        total = torch.zeros((), device=self.device)
+        for _ in range(accumulation):
+            self._stop_if_alone()
+            loss = self._nats(*_next(batches)).mean() / accumulation
+            loss.backward()
+            total += loss.detach()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        mean_over_ranks([*gradients, total], self.spans.world)
+        parameter_norms, gradient_norms = norms([p.detach() for p in self.parameters]), norms(gradients)
+        if self.config.clip_norm:
+            norm = torch.linalg.vector_norm(gradient_norms)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+        self.optimizers.set(scale, self.schedule.momentum(step))
+        self.optimizers.step()
+        return total, parameter_norms, gradient_norms
+
+    def _nats(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self._token_nats(self.model, inputs_BT, targets_BT)
+
+    def _stop_if_alone(self) -> None:
+        """React to a signal inside a step; several ranks stop together, between steps."""
+        if self.spans.world == 1:
+            self.interrupts.check()
+
+    # ---- checkpoints
+
+    def _warm_up(self) -> None:
+        """Compile every graph on real batches before the clock starts, then undo what that changed."""
+        if not self.compiled:
+            return
+        initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        batches = stream_batches(self.spans, self.device)
+        for step in range(WARM_UP_STEPS):
+            self._update(batches, step, scale=1.0)
+        if self.validation is not None:
+            with torch.no_grad():
+                self._nats(*_next(batches))
+        self.model.load_state_dict(initial)
+        self.optimizers.reset()
+
+    def _resume(self) -> None:
+        step = int(from_first_rank([self.checkpoints.newest_step()], self.spans.world)[0])
+        if step:
+            self.progress, tensors = self.checkpoints.load(step)
+            self.resumed = replace(self.progress)
+            self.model.load_state_dict(_below("model/", tensors))
+            self.optimizers.load(_below("optimizer/", tensors))
+            if self.ema:
+                self.ema.load(_below("ema/", tensors))
+            torch.set_rng_state(tensors["rng/cpu"])
+        if self.runtime.rank == 0:
+            self.checkpoints.forget_all_but(step)
+
+    def _checkpoint(self) -> None:
+        """Keep the state after the last whole step; the writing goes on beside the next steps."""
+        self._settle()
+        if self.runtime.rank:
+            return
+        self.progress.train_s = self.clock.elapsed_s()
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizers.state().items()}
+        if self.ema:
+            tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state().items()}
+        tensors["rng/cpu"] = torch.get_rng_state()
+        self.checkpoints.save(self.progress, tensors)
+        self._checkpoint_at = time.monotonic()
+
+    # ---- validation, curve, progress
+
+    def _validation_is_due(self) -> bool:
+        every, step = self.schedule.validate_every, self.progress.step
+        return every > 0 and step % every == 0
+
+    def _validate(self) -> None:
+        self._settle()
+        if self.progress.last:
+            self._line(self.progress.step).update(self.progress.last)
+        if self.validation is None or "val_loss" in self._line(self.progress.step):
+            return
+        self.clock.stop()  # as published: validation is not training time
+        spans = self.spans
+        score = self.validation.measure(self._nats, self.device, spans.rank, spans.world, self._stop_if_alone)
+        self._line(self.progress.step).update(val_loss=round(score.loss, 6), val_bpb=round(score.bpb, 6))
+        self.clock.start(self.clock.elapsed_s())
+
+    def _settle(self) -> None:
+        """Take in every measurement in flight; raises StageError if one is not finite."""
+        for measured in self.telemetry.ready(everything=True):
+            self._record(measured)
+
+    def _record(self, measured: Measured) -> None:
+        self.progress.last = {
+            "step": measured.step,
+            "train_loss": round(measured.loss, 6),
+            "lr_scale": round(measured.scale, 8),
+            "gradient_norm": round(measured.gradient_norm, 6),
+        }
+        if measured.step == 1 or measured.step % self.config.log_every == 0:
+            self._line(measured.step).update(self.progress.last)
+
+    def _line(self, step: int) -> dict[str, float]:
+        """The curve's line of `step`, made if need be; lines are asked for in order."""
+        curve = self.progress.curve
+        if not curve or curve[-1]["step"] != step:
+            curve.append({"step": step})
+        return curve[-1]
+
+    def _show(self) -> None:
+        if time.monotonic() - self._shown_at < PROGRESS_EVERY_S:
+            return
+        self._shown_at = time.monotonic()
+        config, step, elapsed_s = self.config, self.progress.step, self.clock.elapsed_s()
+        rate = (step - self.resumed.step) * config.batch_tokens / (elapsed_s - self.resumed.train_s)
+        measures = {"tokens_per_s": rate, "train_loss": self.progress.last.get("train_loss", 0.0)}
+        if config.budget_s and elapsed_s / config.budget_s > step / config.steps:
+            self.runtime.report_progress(elapsed_s, config.budget_s, "s", step=step, **measures)
+        else:
+            self.runtime.report_progress(step, config.steps, "steps", **measures)
+
+
+def token_nats(model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """nats_BT of each target, in fp32."""
+    logits_BTV = model(inputs_BT)
+    nats = functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none")
+    return nats.view_as(targets_BT)
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """The Euclidean norm of each of P tensors, [P]."""
+    return torch.stack(torch._foreach_norm(tensors))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def weights_metadata(network: GPTConfig) -> dict[str, str]:
+    """What every weights file says about itself: the network that its tensors belong to."""
+    return {"network": json.dumps(to_dict(network), sort_keys=True)}
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
+    try:
+        return next(batches)
+    except ValueError as error:  # a shard whose ids are read now for the first time
+        raise StageError(str(error)) from error
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
