@@ -28,6 +28,7 @@ from model.transforms import (
     Lzma,
     Packed,
     Planes,
+    Rans,
     Zstd,
     chain_from_json,
     chain_to_json,
@@ -64,7 +65,7 @@ def all_chains(kind: str, bits: int) -> list[Chain]:
     steps = Integers() if kind == "codes" else FloatPatterns(bits)
     planes = Planes(1 if kind == "codes" else bits // 8)
     chains = [Chain(steps, planes, (Zstd(),)), Chain(steps, planes, (Lzma(),))]
-    return [Chain(steps, Packed(bits)), *chains] if kind == "codes" else chains
+    return [Chain(steps, Rans(bits)), Chain(steps, Packed(bits)), *chains] if kind == "codes" else chains
 
 
 def write_archive(

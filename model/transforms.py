@@ -19,6 +19,7 @@ import torch
 import zstandard
 from torch import Tensor
 
+from model import rans
 from model.grid import pack, unpack
 
 MAX_DICTIONARY_BYTES = 1 << 26
@@ -136,6 +137,21 @@ class Planes(CodeStep):
 
 
 @dataclass(frozen=True)
+class Rans(CodeStep):
+    """Codes of `bits` bits through the context coder of `model/rans.py`: the entropy coding is done, no byte step."""
+
+    bits: int
+
+    def encode(self, arrays: Sequence[np.ndarray]) -> bytes:
+        """Tables, lanes and words."""
+        return rans.encode(arrays, self.bits)
+
+    def decode(self, data: bytes, shapes: Shapes) -> list[np.ndarray]:
+        """int8 arrays."""
+        return rans.decode(data, shapes, self.bits)
+
+
+@dataclass(frozen=True)
 class Zstd(ByteStep):
     """Zstandard with a window as long as the data."""
 
@@ -202,7 +218,9 @@ class Chain:
         return [self.tensor.decode(codes) for codes in self.codes.decode(data, shapes)]
 
 
-STEPS: dict[str, type[Any]] = {step.__name__: step for step in (Integers, FloatPatterns, Packed, Planes, Zstd, Lzma)}
+STEPS: dict[str, type[Any]] = {
+    step.__name__: step for step in (Integers, FloatPatterns, Packed, Planes, Rans, Zstd, Lzma)
+}
 
 
 def chain_to_json(chain: Chain) -> list[list[Any]]:
