@@ -71,13 +71,17 @@ class AmbiguousKey(StoreError):
 
 
 class DamagedArtifact(StoreError):
-    """Bytes that are missing or are not what they were. `found` is None for what is not there at all."""
+    """Bytes that are missing or are not what they were. `found` is None for what is not there at all.
 
-    def __init__(self, path: str, expected: str, found: str | None, where: str = "") -> None:
+    `sha256` is the digest that an object should have, "" when it is a document that is damaged.
+    """
+
+    def __init__(self, path: str, expected: str, found: str | None, where: str = "", sha256: str = "") -> None:
         self.path = path
         self.expected = expected
         self.found = found
         self.where = where
+        self.sha256 = sha256
         what = "is not there" if found is None else f"is damaged: found {found}"
         place = f" at {where}" if where else ""
         super().__init__(

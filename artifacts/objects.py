@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import IO, Literal, TypeVar
 
 from artifacts.backend import Backend, explained
 from artifacts.digest import copy_hashed, hash_file
@@ -49,7 +49,7 @@ class Objects:
     def put(self, paths: Iterable[Path]) -> list[tuple[str, int]]:
         """Store the contents of files; (sha256, bytes) of each, in order. All of it is on disk when this returns."""
         put = in_parallel(self._put_one, paths)
-        self._stamps.write((sha256, path, signature(path)) for path, sha256 in {(self._held(s), s) for s, _ in put})
+        self._stamps.write((sha256, path, signature(path)) for path, sha256 in {(self.held(s), s) for s, _ in put})
         return put
 
     def read(self, sha256: str) -> bytes:
@@ -98,30 +98,49 @@ class Objects:
             return damage
         return None
 
-    def _held(self, sha256: str) -> Path:
+    def held(self, sha256: str) -> Path:
+        """Where this host has an object, once it has been put, fetched or verified here."""
         return self._host.path(object_path(sha256))
 
+    def put_stream(self, source: IO[bytes], expected: str, shown: str) -> int:
+        """Store an object whose digest is known beforehand and return its bytes; DamagedArtifact if it has another."""
+        return self._write(source, shown, expected)[1]
+
+    def adopt(self, file: File, path: Path) -> None:
+        """Store an object from a verified file of this host, without a second copy on it where that can be avoided."""
+        if self._remote:
+            self._upload(path, file.sha256, file.bytes)
+            return
+        with path.open("rb", buffering=0) as source:
+            self.put_stream(source, file.sha256, file.path)
+
     def _put_one(self, path: Path) -> tuple[str, int]:
-        with explained(self._host.url, "write the contents of", path.name):
+        with explained(str(path), "read", path.name), path.open("rb", buffering=0) as source:
+            return self._write(source, path.name)
+
+    def _write(self, source: IO[bytes], shown: str, expected: str | None = None) -> tuple[str, int]:
+        with explained(self._host.url, "write the contents of", shown):
             temporary, target = self._host.temporary()
-            with self._host.discarding(temporary), target, path.open("rb", buffering=0) as source:
+            with self._host.discarding(temporary), target:
                 sha256, size_bytes = copy_hashed(source, target)
+                if expected not in (None, sha256):
+                    raise DamagedArtifact(shown, f"sha256 {expected}", f"sha256 {sha256}", "", expected or "")
                 os.fchmod(target.fileno(), 0o444)
                 self._host.flush(target)
             # Replacing an object by equal bytes heals a damaged one and makes it young for `gc`.
             self._host.place(temporary, object_path(sha256))
         if self._remote:
-            self._upload(sha256, size_bytes)
+            self._upload(self.held(sha256), sha256, size_bytes)
         return sha256, size_bytes
 
-    def _upload(self, sha256: str, size_bytes: int) -> None:
+    def _upload(self, path: Path, sha256: str, size_bytes: int) -> None:
         entry = self._backend.entry(object_path(sha256))
         if entry is None or entry.bytes != size_bytes or time.time() - entry.modified_s > _FRESH_S:
-            self._backend.upload(self._held(sha256), object_path(sha256))
+            self._backend.upload(path, object_path(sha256))
 
     def _verified(self, file: File, verify: Verify) -> tuple[str, Path, str] | None:
         """The stamp to write if the object had to be hashed, None if its stamp was enough."""
-        held = self._held(file.sha256)
+        held = self.held(file.sha256)
         with explained(self._host.url, "read", file.path):
             before, found = "", None
             with contextlib.suppress(FileNotFoundError):
@@ -151,11 +170,11 @@ class Objects:
 
     def _link(self, file: File, target: Path) -> None:
         target.unlink(missing_ok=True)
-        target.symlink_to(self._held(file.sha256))
+        target.symlink_to(self.held(file.sha256))
 
     def _copy(self, file: File, target: Path) -> None:
         target.unlink(missing_ok=True)
-        with self._held(file.sha256).open("rb", buffering=0) as source, target.open("xb") as copy:
+        with self.held(file.sha256).open("rb", buffering=0) as source, target.open("xb") as copy:
             found = copy_hashed(source, copy)
         if found != (file.sha256, file.bytes):
             target.unlink()
@@ -164,7 +183,8 @@ class Objects:
 
 def _damage(file: File, found: tuple[str, int] | None, where: str) -> DamagedArtifact:
     expected = f"sha256 {file.sha256} of {file.bytes} bytes"
-    return DamagedArtifact(file.path, expected, f"sha256 {found[0]} of {found[1]} bytes" if found else None, where)
+    shown = f"sha256 {found[0]} of {found[1]} bytes" if found else None
+    return DamagedArtifact(file.path, expected, shown, where, file.sha256)
 
 
 def in_parallel(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:

@@ -13,7 +13,7 @@ from typing import Any
 from artifacts.errors import BadName
 
 _KEY = re.compile(r"[0-9a-f]{64}")
-_STAGE = re.compile(r"[a-z][a-z0-9_]*")
+STAGE = re.compile(r"[a-z][a-z0-9_]*")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -118,7 +118,7 @@ def check_key(key: str) -> str:
 
 def check_stage(stage: str) -> str:
     """A stage's name: a small Python identifier."""
-    if not isinstance(stage, str) or not _STAGE.fullmatch(stage):
+    if not isinstance(stage, str) or not STAGE.fullmatch(stage):
         raise BadName(f"a stage's name is small letters, digits and _; got {stage!r}; use the folder's name in stages/")
     return stage
 

@@ -68,8 +68,14 @@ class Records:
         return self.add(record, files)
 
     def add(self, record: Record, files: tuple[File, ...]) -> Published:
-        """Store a record whose objects are in place."""
-        raw, ours = stamp_record(record, check_files(files))
+        """Store a new record whose objects are in place."""
+        return self._create(*stamp_record(record, check_files(files)))
+
+    def adopt(self, record: Record) -> Published:
+        """Store another store's record, as it is, whose objects are in place."""
+        return self._create(dump_document(record_to_json(record))[0], record)
+
+    def _create(self, raw: bytes, ours: Record) -> Published:
         while not self._backend.create(record_path(ours.stage, ours.key), raw):
             winner = self.get(ours.stage, ours.key)
             if winner is None:  # set aside since; try again
@@ -82,7 +88,7 @@ class Records:
             return Published(winner, "conflict", ours)
         return Published(ours, "created", ours)
 
-    def keys(self, stage: str | None = None, key_prefix: str = "") -> Iterator[tuple[str, str]]:
+    def index(self, stage: str | None = None, key_prefix: str = "") -> Iterator[tuple[str, str]]:
         """(stage, key) of every record, in one walk."""
         if stage is None:
             entries = self._backend.walk("records")

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from artifacts.attempts import Attempts
 from artifacts.backend import Backend, host_name, open_backend
+from artifacts.check import Checker, Finding
 from artifacts.documents import dump_document, load_document
-from artifacts.errors import AmbiguousKey, BadName, NotFound, StoreFormat
+from artifacts.errors import DamagedArtifact, NotFound, StoreFormat
+from artifacts.lease import TIME_LIMIT_S, Lease, Waiting, lease
 from artifacts.local import LocalBackend
+from artifacts.lookup import Lookup
 from artifacts.names import Name, Names, parse_name
 from artifacts.objects import Objects, Verify
 from artifacts.record import File, Record, check_inputs, check_key
@@ -24,9 +29,13 @@ from artifacts.records import Published, Records
 from artifacts.runs import Runs
 from artifacts.safety import redact
 from artifacts.stamps import Stamps
+from artifacts.verdicts import Acceptance, Acceptances, Pins, Rejections
+
+if TYPE_CHECKING:
+    from artifacts.collect import Collected
+    from artifacts.transfer import Side, Transferred
 
 FORMAT = 1
-_PREFIX = re.compile(r"(?:(?P<stage>[a-z][a-z0-9_]*)/)?(?P<prefix>[0-9a-f]{6,64})")
 
 
 class Store:
@@ -40,6 +49,12 @@ class Store:
         self._records = Records(backend, self._objects)
         self._runs = Runs(backend)
         self._names = Names(backend)
+        self._acceptances = Acceptances(backend)
+        self._rejections = Rejections(backend, self._records)
+        self._lookup = Lookup(backend, self._records, self._names, self._rejections)
+        self._pins = Pins(backend)
+        self._attempts = Attempts(backend, host)
+        self._checker = Checker(backend, host, self._objects, self._records, self._names, self._rejections)
         self._check_format()
 
     @classmethod
@@ -92,11 +107,19 @@ class Store:
             provenance=redact(dict(provenance or {})),
         )
         self._mark_format()
+        self._make_way(stage, key)
         return self._records.publish(record, folder)
+
+    def quarantine(self, stage: str, key: str) -> list[DamagedArtifact]:
+        """Verify a record in full; if it is damaged, set it aside so that its stage runs again. What was wrong.
+
+        Moves the record and its damaged objects to `quarantined/`. Equal bytes that are published later heal the rest.
+        """
+        return self._checker.quarantine(stage, key)
 
     def records(self, stage: str | None = None) -> Iterator[tuple[str, str]]:
         """(stage, key) of every record, in one walk."""
-        return self._records.keys(stage)
+        return self._records.index(stage)
 
     # Contents
 
@@ -148,49 +171,181 @@ class Store:
 
     def latest(self, recipe: str, scale: str, seed: int, stage: str, part: str = "") -> Record | None:
         """The newest record that has this name and is still in the store."""
-        name = Name(recipe, scale, seed, stage, part)
-        for version in reversed(self._names.versions(name)):
-            record = self._target(self._names.target(name, version))
-            if record is not None:
-                return record
-        return None
+        return self._lookup.latest(Name(recipe, scale, seed, stage, part))
 
     def resolve(self, text: str) -> Record:
         """The record of `recipe/scale/seed/stage[part]@n` (no @n: the newest), `stage/keyprefix` or `keyprefix`."""
-        prefix = _PREFIX.fullmatch(text)
-        if prefix is not None:
-            return self._by_prefix(prefix["stage"], prefix["prefix"])
-        if text.count("/") < 2:
-            raise BadName(
-                "an artifact is recipe/scale/seed/stage[part]@version, stage/key or a key's first 6 or more digits; "
-                f"got {text!r}; see `fairway artifacts ls`"
-            )
-        name, version = parse_name(text)
-        record = self._target(self._names.target(name, version))
-        if record is None:
-            raise NotFound(f"{text} is a name whose record is gone from {self.url}; run the recipe again")
-        return record
+        return self._lookup.resolve(text)
 
     def names(self) -> Iterator[str]:
         """Every version of every name, in one walk."""
         for name, version in self._names.all():
             yield f"{name}@{version}"
 
-    def _target(self, target: Mapping[str, str]) -> Record | None:
-        record = self.get(target["stage"], target["key"])
-        return record if record is not None and record.id == target["record"] else None
+    # Verdicts
 
-    def _by_prefix(self, stage: str | None, prefix: str) -> Record:
-        found = list(self._records.keys(stage, prefix))
-        if len(found) > 1:
-            shown = ", ".join(f"{s}/{key[:16]}" for s, key in found[:8])
-            raise AmbiguousKey(
-                f"a key's beginning must be that of one record; {prefix} begins {shown}; give more of it"
-            )
-        record = self.get(*found[0]) if found else None
-        if record is None:
-            raise NotFound(f"no key in {self.url} begins with {prefix}; see `fairway artifacts ls`")
+    def accept(
+        self,
+        stage: str,
+        old: Mapping[str, str],
+        new: Mapping[str, str],
+        reason: str,
+        who: str = "",
+        evidence: Mapping[str, Any] | None = None,
+    ) -> Acceptance:
+        """Record that two states of a stage's code, {module: digest} each, give the same bytes."""
+        self._mark_format()
+        return self._acceptances.add(
+            Acceptance(stage, dict(old), dict(new), reason, who, evidence=redact(dict(evidence or {})))
+        )
+
+    def acceptances(self, stage: str | None = None) -> list[Acceptance]:
+        """What was accepted for a stage, or for all."""
+        return self._acceptances.of(stage)
+
+    def equivalents(self, stage: str, code: Mapping[str, str]) -> list[dict[str, str]]:
+        """Every other state of the code that acceptances, in either direction and in chains, hold equal to this one."""
+        return self._acceptances.equivalents(stage, code)
+
+    def reject(self, text: str, reason: str, who: str = "") -> list[Record]:
+        """Set an artifact and all that came from it aside, so that their stages run again; what was set aside."""
+        return self._rejections.reject(self.resolve(text), reason, who)
+
+    def rejection(self, record: Record) -> str | None:
+        """Why a record must not be used, its own rejection or that of anything it came from; None if there is none."""
+        return self._rejections.of(record)
+
+    def rejected(self) -> list[tuple[Record, str]]:
+        """(record, reason) of everything that was rejected."""
+        return self._rejections.all()
+
+    def pin(self, text: str, reason: str = "", who: str = "") -> Record:
+        """Keep an artifact from `gc`."""
+        record = self.resolve(text)
+        self._pins.add(record, reason, who)
         return record
+
+    def unpin(self, text: str) -> None:
+        """Take a pin away."""
+        self._pins.remove(self.resolve(text).key)
+
+    def pins(self) -> list[dict[str, Any]]:
+        """{"stage", "part", "key", "reason", "who", "at"} of every pin."""
+        return self._pins.all()
+
+    # Work in progress
+
+    def lease(
+        self,
+        key: str,
+        *,
+        timeout_s: float | None = None,
+        cancel: threading.Event | None = None,
+        on_wait: Callable[[str], None] | None = None,
+        time_limit_s: float = TIME_LIMIT_S,
+    ) -> AbstractContextManager[Lease]:
+        """Hold the key's lease during a `with` block; waits for whoever holds it, and tells `on_wait` who that is.
+
+        LeaseTimeout after `timeout_s`; LeaseCancelled when `cancel` is set. `time_limit_s` is the silence after which a
+        holder on another host is taken for dead.
+        """
+        return lease(self._backend, key, Waiting(key, timeout_s, cancel, on_wait), time_limit_s)
+
+    def mirror_attempt(self, key: str, folder: Path) -> bool:
+        """Copy what has changed in a checkpoint folder; False, replacing nothing, if it changed all the while."""
+        self._mark_format()
+        return self._attempts.mirror(key, folder)
+
+    def restore_attempt(self, key: str, folder: Path) -> bool:
+        """Make `folder` what was mirrored last, on whatever machine; False if nothing usable was."""
+        return self._attempts.restore(key, folder)
+
+    def remove_attempt(self, key: str) -> None:
+        """Forget an attempt: its stage has finished."""
+        self._attempts.remove(key)
+
+    # Care
+
+    def verify(self, scope: Iterable[str] = (), full: bool = True) -> list[Finding]:
+        """Look through artifacts (names, keys or stages), or the whole store; what is not as it should be.
+
+        `full` reads every byte in the store itself; otherwise presence and size are compared.
+        """
+        wanted = list(scope)
+        if wanted:
+            return self._checker.check(self._lookup.resolve_all(wanted), full)
+        return self._checker.check(self._records.index(), full) + self._checker.check_rest(full)
+
+    def gc(self, *, delete: bool = False, grace_s: float = 24 * 3600.0, keep_last: int | None = None) -> Collected:
+        """What no run, name, pin, held lease or attempt needs and is older than the grace period; see `collect`."""
+        from artifacts.collect import collect
+
+        return collect(self._backend, delete=delete, grace_s=grace_s, keep_last=keep_last)
+
+    def du(self) -> dict[str, Any]:
+        """Bytes by kind and by stage; see `collect.weigh`."""
+        from artifacts.collect import weigh
+
+        return weigh(self._backend)
+
+    # Moving
+
+    def export(self, text: str, path: Path, closure: bool = False) -> Record:
+        """Write an artifact, with `closure` also all that it came from, to one file; every byte is hashed."""
+        from artifacts import transfer
+
+        record = self.resolve(text)
+        transfer.export(self._side(), transfer.closure(self._records, [record]) if closure else [record], path)
+        return record
+
+    def import_(self, path: Path) -> Transferred:
+        """Store what an exported file holds; BadArchive if any byte of it is not what it was."""
+        from artifacts import transfer
+
+        self._mark_format()
+        return transfer.import_file(self._side(), path)
+
+    def push(
+        self, to: Store, texts: Iterable[str], closure: bool = True, on_object: Callable[[File], None] | None = None
+    ) -> Transferred:
+        """Copy artifacts, and all that they came from, to another store; goes on where an earlier try stopped.
+
+        What is given by name gets that name there too.
+        """
+        from artifacts import transfer
+
+        texts = list(texts)
+        roots = [self.resolve(text) for text in texts]
+        to._mark_format()
+        records = transfer.closure(self._records, roots) if closure else roots
+        transferred = transfer.copy(self._side(), to._side(), records, on_object)
+        for text, record in zip(texts, roots, strict=True):
+            if text.count("/") == 3:
+                name, _ = parse_name(text)
+                to.assign_name(name.recipe, name.scale, name.seed, name.stage, name.part, record.key)
+        return transferred
+
+    def pull(
+        self, source: Store, texts: Iterable[str], closure: bool = True, on_object: Callable[[File], None] | None = None
+    ) -> Transferred:
+        """Copy artifacts, and all that they came from, from another store; see `push`."""
+        return source.push(self, texts, closure, on_object)
+
+    def _side(self) -> Side:
+        from artifacts.transfer import Side
+
+        return Side(self._backend, self._objects, self._records)
+
+    def _make_way(self, stage: str, key: str) -> None:
+        """A key that is taken by what nobody may use is free."""
+        try:
+            there = self._records.get(stage, key)
+        except DamagedArtifact:
+            self.quarantine(stage, key)
+            return
+        reason = self.rejection(there) if there is not None else None
+        if there is not None and reason is not None:
+            self._rejections.set_aside(there, reason)
 
     # Format
 
