@@ -58,16 +58,17 @@ def load_recipe(name: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
 
     Args:
         name: a built-in recipe, or the path of a TOML file (it ends in .toml).
-        scale: a name of `configs/scales/`.
+        scale: a name of `configs/scales/`, or the path of a TOML file.
         overrides: such as `train.muon.lr=0.02`; values in TOML's syntax, where bare text is a string.
 
     Raises:
         StageError: for any unknown name, field or value; the text lists everything that is wrong.
     """
     layers = recipe_layers(name)
-    layers.append(Layer(f"scale {scale}", _read(_find(scale, "scale"))))
+    overlay = _find(scale, "scale")
+    layers.append(Layer(f"scale {overlay.stem}", _read(overlay)))
     layers += [Layer("--set", parse_override(text)) for text in overrides]
-    return check(layers, scale)
+    return check(layers, overlay.stem)
 
 
 def names(kind: str) -> list[str]:

@@ -136,7 +136,7 @@ class SourceTree:
                 raw = json.loads(self._cache.read_text(encoding="utf-8")) if self._cache else {}
             except (OSError, ValueError):
                 raw = {}
-            if raw.get("schema") == _CACHE_SCHEMA:
+            if isinstance(raw, dict) and raw.get("schema") == _CACHE_SCHEMA:
                 self._known = raw["files"]
         return self._known
 

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata  # noqa: TID251 - reads versions, imports nothing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from artifacts.record import Record
 from configs.introduced import device_slice, stage_slice
 from flows.closure import ROOT, Closure, SourceTree
 from flows.river import Step
@@ -139,19 +140,38 @@ class Identity:
 
 
 def equivalents(parts: Components, accepted: Iterable[tuple[Code, Code]]) -> Iterator[Components]:
-    """`parts`, then the same with each older code that was accepted as giving equal bytes, nearest first.
+    """`parts`, then the same with each code that was accepted as giving equal bytes, nearest first.
 
     Args:
-        parts: components with every input known.
-        accepted: (older code, newer code) of `fairway accept`, of this stage.
+        parts: components.
+        accepted: the pairs of `fairway accept`, of this stage; equality of bytes has no direction.
     """
-    pairs = list(accepted)
-    waiting = [dict(parts["code"])]
-    seen = [waiting[0]]
-    while waiting:
-        code = waiting.pop(0)
+    pairs = [(dict(one), dict(other)) for one, other in accepted]
+    reached = [dict(parts["code"])]
+    for code in reached:  # grows while it is walked
         yield {**parts, "code": code}
-        for older, newer in pairs:
-            if dict(newer) == code and dict(older) not in seen:
-                seen.append(dict(older))
-                waiting.append(dict(older))
+        for one, other in (*pairs, *((other, one) for one, other in pairs)):
+            if one == code and other not in reached:
+                reached.append(other)
+
+
+class Memory(Protocol):
+    """What the identity asks of the store."""
+
+    def get(self, stage: str, key: str) -> Record | None:
+        """The record of a key."""
+        ...
+
+    def acceptances(self, stage: str) -> Iterable[tuple[Code, Code]]:
+        """Pairs of codes that were accepted as giving equal bytes."""
+        ...
+
+
+def find(memory: Memory, parts: Components) -> Record | None:
+    """The record of components: under their own key, or under one that was accepted as equivalent."""
+    record = memory.get(parts["stage"], key_of(parts))
+    if record is not None:
+        return record
+    older = equivalents(parts, memory.acceptances(parts["stage"]))
+    next(older)  # itself
+    return next((found for each in older if (found := memory.get(parts["stage"], key_of(each)))), None)
