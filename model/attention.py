@@ -90,7 +90,7 @@ def attention_error(attend: Attend, config: GPTConfig, device: torch.device, dty
     def run(function: Attend, precision: torch.dtype) -> list[Tensor]:
         leaves = [x.to(precision).detach().requires_grad_() for x in inputs]
         y_BTHK = function(*leaves)
-        return [y_BTHK, *torch.autograd.grad(y_BTHK, leaves, weight_BTHK.to(y_BTHK.dtype))]
+        return [y_BTHK.detach(), *torch.autograd.grad(y_BTHK, leaves, weight_BTHK.to(y_BTHK.dtype))]
 
     truth = run(reference_attention, torch.promote_types(dtype, torch.float32))
     pairs = zip(run(attend, dtype), truth, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,14 @@ def runtime(tmp_path: Path) -> Runtime:
         checkpoints=tmp_path / "runtime" / "checkpoints",
         device=Device(threads=2),
     )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One torch thread: on tiny tensors threads only wait for each other, tenfold on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
