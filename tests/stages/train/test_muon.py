@@ -81,7 +81,8 @@ def test_steps_agree_with_the_muon_of_torch(shape, nesterov):
         before = theirs.detach().clone()
         mine.step()
         torchs.step()
-        # torch damps its buffer (the direction is the same) and orders its bf16 sums otherwise (3 to 6 % apart; a wrong momentum is 30 %).
+        # torch damps its buffer (the direction is the same) and orders its bf16 sums otherwise: 3 to 6 % apart;
+        # a wrong momentum would be 30 %.
         assert (ours - theirs).detach().norm() < 0.1 * (theirs.detach() - before).norm()
         with torch.no_grad():
             ours.copy_(theirs)
