@@ -1,9 +1,9 @@
 """Runs one stage in a process of its own, watches it, and never leaves it behind.
 
 The stage's process gets a JOB.json (see `stages/contract.py`), the source tree that its key was made of, and an
-environment built from an allow-list: a variable that is not named here cannot change a result. It lives in a session of
-its own, so that Ctrl-C in a terminal reaches the launcher only; the launcher then asks the stage to stop (SIGTERM: train
-writes a checkpoint), and ends its whole process group if it does not.
+environment built from an allow-list: a variable that is not named here cannot change a result. It lives in a session
+of its own, so that Ctrl-C in a terminal reaches the launcher only; the launcher then asks the stage to stop (SIGTERM:
+train writes a checkpoint), and ends its whole process group if it does not.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ class Watch:
     """What the launcher heeds while a stage runs."""
 
     cancel: threading.Event = field(default_factory=threading.Event)
+    kill: threading.Event = field(default_factory=threading.Event)  # the grace is over
     deadline_s: float | None = None
     grace_s: float = GRACE_S
     on_progress: Callable[[Progress], None] = lambda progress: None
@@ -159,7 +160,7 @@ def launch(job: Job, folder: Path, log: Path, watch: Watch) -> dict[str, Any]:
     try:
         ended_by = _wait(process, ProgressTail(progress_path), watch)
     finally:
-        _end(process, 0.0)  # whatever happened here, nothing of the group stays
+        _end(process)  # whatever happened here, nothing of the group stays
     if ended_by == "cancel":
         raise Interrupted(f"{job.stage} was stopped")
     report_path = folder / "report.json"
@@ -206,10 +207,10 @@ def _wait(process: subprocess.Popen[bytes], tail: ProgressTail, watch: Watch) ->
         if ended:
             return "exit"
         if watch.cancel.is_set():
-            _end(process, watch.grace_s)
+            _ask(process, watch)
             return "cancel"
         if watch.deadline_s is not None and now - started > watch.deadline_s:
-            _end(process, watch.grace_s)
+            _ask(process, watch)
             return "deadline"
         try:
             process.wait(POLL_S)
@@ -217,15 +218,16 @@ def _wait(process: subprocess.Popen[bytes], tail: ProgressTail, watch: Watch) ->
             continue
 
 
-def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """SIGTERM to the group, SIGKILL to what is left of it after `grace_s`."""
-    if grace_s > 0:
-        _signal_group(process.pid, signal.SIGTERM)
-        try:
-            process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            pass
-    # The leader may be gone and its helpers still there: the group outlives it.
+def _ask(process: subprocess.Popen[bytes], watch: Watch) -> None:
+    """SIGTERM, and time to write a checkpoint. torchrun passes the signal on to its ranks."""
+    _signal_group(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + watch.grace_s
+    while process.poll() is None and time.monotonic() < deadline and not watch.kill.is_set():
+        time.sleep(POLL_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to what is left. The leader may be gone and its helpers still there: the group outlives it."""
     _signal_group(process.pid, signal.SIGKILL)
     process.wait()
 

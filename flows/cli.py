@@ -1,0 +1,199 @@
+"""The command line. This file only reads arguments and turns errors into one message and an exit code.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage, or (plan) there is work to do; 3 the input or configuration is wrong;
+130 interrupted. With --json, stdout is one JSON object whatever happens; everything else goes to stderr.
+
+Commands are imported when they are called: `fairway plan` must answer before torch or Prefect could be imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from artifacts.errors import AmbiguousKey, BadArchive, BadName, LeaseCancelled, NotFound, StoreError, UnsafeURL
+from flows.launch import Interrupted, StageFailed
+from stages.contract import StageError
+
+DONE, FAILED, USAGE, USER_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return _command(arguments)(arguments)
+    except (KeyboardInterrupt, Interrupted, LeaseCancelled) as error:
+        return _complain(arguments, "interrupted", str(error) or "stopped; run again to go on", INTERRUPTED)
+    except StageError as error:
+        return _complain(arguments, "user", str(error), USER_ERROR)
+    except StageFailed as error:
+        code = USER_ERROR if error.kind == "user" else FAILED
+        return _complain(arguments, error.kind, f"{error}\n  log: {error.log}", code)
+    except StoreError as error:
+        asked_wrongly = isinstance(error, UnsafeURL | BadName | NotFound | AmbiguousKey | BadArchive)
+        return _complain(arguments, "store", str(error), USER_ERROR if asked_wrongly else FAILED)
+    except BrokenPipeError:  # `fairway artifacts ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:  # noqa: BLE001 - the last resort: a message for the user, the traceback in a file
+        return _complain(arguments, "crash", _unexpected(error), FAILED)
+
+
+def _complain(arguments: argparse.Namespace, kind: str, message: str, code: int) -> int:
+    if getattr(arguments, "json", False):
+        sys.stdout.write(json.dumps({"error": {"kind": kind, "message": message}}) + "\n")
+    sys.stderr.write(f"fairway: {message}\n")
+    return code
+
+
+def _unexpected(error: Exception) -> str:
+    text = "".join(traceback.format_exception(error))
+    folder = Path(".fairway") / "logs"
+    path = folder / f"crash-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        return f"unexpected {type(error).__name__}: {error}\n{text}"
+    return f"unexpected {type(error).__name__}: {error}; this is a fault of Fairway's; the traceback is in {path}"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="fairway", description="From documents to a scored, size-checked archive, running only what changed."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_plan(commands)
+    _add_runs(commands)
+    _add_artifacts(commands)
+    for name, text in (("recipes", "list the built-in recipes"), ("doctor", "check this installation")):
+        _common(commands.add_parser(name, help=text, description=text))
+    report = _common(commands.add_parser("report", help="write a run's report again and print its path"))
+    report.add_argument("run", nargs="?", default="", help="run id; default: the latest completed run")
+    report.add_argument("--out", default="", help="folder to write into")
+    return top
+
+
+def _common(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("--store", default=".fairway", help="path or URL of the store (default: .fairway)")
+    command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return command
+
+
+def _recipe_arguments(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("recipe", help="a built-in recipe (see `fairway recipes`) or a .toml file")
+    command.add_argument("--scale", default="full", help="smoke, one-gpu or full (default)")
+    command.add_argument("--seed", type=int, help="seed of the training (default: the recipe's)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, such as train.muon.lr=0.02"
+    )
+    return _common(command)
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = _recipe_arguments(commands.add_parser("run", help="run a recipe: only what is not in the store runs"))
+    run.add_argument("--from", dest="start", default="", metavar="STAGE", help="take all stages above from the store")
+    run.add_argument("--until", default="", metavar="STAGE", help="stop after this stage")
+    run.add_argument(
+        "--force", action="append", default=[], metavar="STAGE",
+        help="run this stage even if its result is in the store; the stored one stays, a differing one is reported",
+    )  # fmt: skip
+    run.add_argument("--cores", type=int, help="CPU cores to use at once (default: all that are allowed)")
+    run.add_argument("--stage-limit", type=float, metavar="SECONDS", help="end a stage that runs longer than this")
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser("plan", help="what would run, and why; exit code 2 if something would")
+    _recipe_arguments(plan)
+    why = _common(commands.add_parser("why", help="what differs between two artifacts of one stage"))
+    why.add_argument("old", help="name, stage/key or the beginning of a key")
+    why.add_argument("new", nargs="?", default="", help="the same; default: the tree as it is now")
+    accept = _common(
+        commands.add_parser("accept", help="declare two versions of a stage's code equivalent, with proof")
+    )
+    accept.add_argument("old", help="an artifact made by the older code: name or key")
+    accept.add_argument("new", help="an artifact made by the newer code, or a recipe to run with it")
+    accept.add_argument("--reason", required=True, help="why the results must be equal")
+
+
+def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    runs = commands.add_parser("runs", help="list, show or remove runs")
+    actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _common(actions.add_parser("ls", help="every run, newest last"))
+    for action, text in (("show", "one run in full"), ("rm", "forget runs; artifacts stay until gc")):
+        command = _common(actions.add_parser(action, help=text))
+        command.add_argument("run", nargs="+" if action == "rm" else None, help="run id")
+
+
+def _add_artifacts(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    artifacts = commands.add_parser("artifacts", help="list, check, take out and clean up what stages made")
+    actions = artifacts.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        return _common(actions.add_parser(name, help=text, description=text))
+
+    listing = action("ls", "names, keys and sizes")
+    listing.add_argument("stage", nargs="?", default="", help="only this stage")
+    _artifact(action("show", "one artifact: files, key components, report, provenance"))
+    verify = action("verify", "hash every stored byte again; with --rebuild, run cached CPU stages again and compare")
+    verify.add_argument("artifact", nargs="*", help="names or keys; default: all")
+    verify.add_argument("--rebuild", action="append", default=[], metavar="STAGE", help="a stage, or 'all' CPU stages")
+    verify.add_argument("--run", default="", help="with --rebuild: the run whose artifacts are rebuilt (default: last)")
+    get = _artifact(action("get", "copy an artifact's files into a folder"))
+    get.add_argument("folder", help="a new or empty folder")
+    reject = _artifact(action("reject", "taint an artifact and everything that was made from it"))
+    reject.add_argument("--reason", required=True, help="why it must not be used")
+    gc = action("gc", "remove what no run, name, pin, lease or attempt leads to; dry run unless --yes")
+    gc.add_argument("--yes", action="store_true", help="remove; without it only say what would go")
+    gc.add_argument("--keep-last", type=int, metavar="N", help="drop names but the last N versions of each")
+    gc.add_argument("--grace-days", type=float, default=1.0, help="keep everything younger than this (default 1)")
+    action("du", "bytes by stage")
+    export = _artifact(action("export", "write one artifact, or with --closure all it came from, into one file"))
+    export.add_argument("file", help="the file to write")
+    export.add_argument("--closure", action="store_true", help="with everything that it was made from")
+    action("import", "read an exported file").add_argument("file", help="the file to read")
+    for name, text in (("pin", "keep an artifact whatever gc does"), ("unpin", "take the pin away")):
+        _artifact(action(name, text))
+    for name, text in (("push", "copy an artifact's closure to another store"), ("pull", "the same, from another")):
+        _artifact(action(name, text)).add_argument("other", help="path or URL of the other store")
+
+
+def _artifact(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("artifact", help="recipe/scale/seed/stage[part]@version, stage/key, or a key's beginning")
+    return command
+
+
+def _command(arguments: argparse.Namespace) -> Command:
+    """The function behind a command, imported now."""
+    name = arguments.command
+    if name == "run":
+        from flows.commands.run import run as command
+    elif name in ("plan", "why", "accept"):
+        from flows.commands import planning
+
+        command = {"plan": planning.plan, "why": planning.why, "accept": planning.accept}[name]
+    elif name == "runs":
+        from flows.commands.runs import runs as command
+    elif name == "artifacts":
+        from flows.commands.artifacts import artifacts as command
+    elif name == "report":
+        from flows.commands.runs import report as command
+    elif name == "recipes":
+        from flows.commands.recipes import recipes as command
+    else:
+        from flows.commands.doctor import doctor as command
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""`fairway recipes`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from configs.load import load_recipe, names
+from flows.show import print_table
+
+
+def recipes(arguments: argparse.Namespace) -> int:
+    """List the built-in recipes, what they are, and the scales."""
+    rows = []
+    for name in names("recipe"):
+        recipe = load_recipe(name).recipe
+        rows.append({"name": name, "about": recipe.about, "seed": recipe.seed, "protocols": list(recipe.evaluate)})
+    if arguments.json:
+        sys.stdout.write(json.dumps({"recipes": rows, "scales": names("scale")}) + "\n")
+        return 0
+    print_table(["recipe", "what it is"], [[row["name"], row["about"]] for row in rows])
+    sys.stdout.write(f"scales: {', '.join(names('scale'))}\n")
+    return 0

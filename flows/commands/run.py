@@ -1,0 +1,43 @@
+"""`fairway run`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from rich.console import Console
+
+from flows import show
+from flows.prepare import Request, prepare
+from flows.server import quiet
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a recipe and print its result."""
+    request = Request(
+        recipe=arguments.recipe,
+        scale=arguments.scale,
+        seed=arguments.seed,
+        overrides=tuple(arguments.set),
+        store=arguments.store,
+        start=arguments.start,
+        until=arguments.until,
+        force=tuple(arguments.force),
+        cores=arguments.cores,
+        stage_limit_s=arguments.stage_limit,
+        argv=tuple(sys.argv),
+    )
+    # Progress goes to stderr, so that stdout is the result and nothing else.
+    viewer = show.LiveRun(Console(stderr=True)) if sys.stderr.isatty() else show.PlainRun(sys.stderr)
+    with prepare(request, viewer) as prepared:
+        quiet()
+        from flows import pipeline  # imports Prefect, which a wrong recipe must not wait for
+
+        with viewer:
+            result = pipeline.run(prepared)
+    if arguments.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        show.print_result(result)
+    return 0

@@ -1,0 +1,39 @@
+"""What Prefect's UI shows of a run: small tables, and the loss curve as a picture inside markdown."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from artifacts.store import Store
+from flows.session import Outcome
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """What run this is about."""
+    return f"{result['recipe']} · {result['scale']} · seed {result['seed']} · run {result['run']}"
+
+
+def scores(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per protocol."""
+    return [{"score": name, **score} for name, score in result["scores"].items()] or [{"score": "none yet"}]
+
+
+def sizes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per part of what is submitted."""
+    return [{"part": name, "bytes": count} for name, count in result["bytes"].items()] or [{"part": "none yet"}]
+
+
+def curve(store: Store, outcomes: Sequence[Outcome]) -> str:
+    """The training's loss curve as markdown with the picture inside: Prefect's image artifact takes addresses only."""
+    from flows import charts  # draws with matplotlib, half a second to import
+
+    record = next(o.record for o in outcomes if o.step.stage == "train")
+    text = b"".join(store.read_object(file.sha256) for file in record.role("curve"))
+    points = [json.loads(line) for line in text.splitlines()]
+    png = io.BytesIO()
+    charts.loss_curve(points).savefig(png, format="png", dpi=80)
+    return f"![loss curve](data:image/png;base64,{base64.b64encode(png.getvalue()).decode()})"

@@ -1,0 +1,211 @@
+"""The Prefect flow: one task per step, a hit shown as `Cached`, and what a person wants to see as Prefect artifacts.
+
+Prefect schedules and displays; the store decides (Prefect's own cache would serve stale and tampered results). Stages
+are tasks and not subflows, small values pass between them, and the work itself is done in processes (`launch.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from types import FrameType
+from typing import Any
+
+from prefect import Task, flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    get_current_settings,
+    temporary_settings,
+)
+from prefect.states import Cancelled, Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import panels
+from flows.drive import anything_to_run, drive
+from flows.launch import Interrupted
+from flows.prepare import Prepared, Request, prepare
+from flows.river import Step
+from flows.server import OwnServer
+from flows.session import Event, Outcome
+from flows.step import hit_or_run
+from flows.summary import summarise
+
+_THREADS = 16  # steps that may be looked up or wait at once; processes are bounded by the machine (`slots.py`)
+_prepared: ContextVar[Prepared | None] = ContextVar("prepared", default=None)
+
+
+class _Work:
+    """One step to do. Not a collection and not a model, so that Prefect passes it on without looking inside."""
+
+    def __init__(self, step: Step, prepared: Prepared) -> None:
+        self._step, self._session = step, prepared.session
+
+    def __call__(self) -> Outcome:
+        try:
+            return hit_or_run(self._step, self._session)
+        except Interrupted:
+            raise
+        except Exception as error:
+            self._session.run.step(self._step.stage, self._step.part, state="failed", error=str(error))
+            self._session.tell(Event("failed", self._step.label, str(error).partition("\n")[0]))
+            raise
+
+
+def _do(label: str, work: _Work) -> Any:
+    outcome = work()
+    if outcome.state == "cached":
+        return Completed(name="Cached", message=outcome.artifact, data=outcome)
+    return outcome
+
+
+@cache
+def stage_task(stage: str) -> Task[..., Any]:
+    """The Prefect task of a stage. The store decides what is a hit, so Prefect keeps no results."""
+    return task(_do, name=stage, task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False)
+
+
+@flow(name="fairway", flow_run_name="{recipe} {scale} seed {seed}", persist_result=False, validate_parameters=False)
+def fairway(
+    recipe: str = "quickstart",
+    scale: str = "full",
+    seed: int | None = None,
+    overrides: list[str] | None = None,
+    store: str = ".fairway",
+) -> Any:
+    """Run a recipe: from documents to a scored archive, running only what the store does not have.
+
+    Args:
+        recipe: name of a built-in recipe, or path of a TOML file.
+        scale: smoke, one-gpu or full.
+        seed: of the training; empty takes the recipe's.
+        overrides: such as train.muon.lr=0.02.
+        store: path or URL of the store.
+    """
+    ready = _prepared.get()
+    if ready is not None:
+        with stop_on_signals(ready):  # inside the flow, so that they take the place of Prefect's
+            return conduct(ready)
+    request = Request(recipe=recipe, scale=scale, seed=seed, overrides=tuple(overrides or ()), store=store)
+    with prepare(request) as ready:  # a worker's run: nobody prepared it
+        return conduct(ready)
+
+
+def conduct(prepared: Prepared) -> dict[str, Any] | State[Any]:
+    """Drive the river with Prefect tasks and close the run's document, however it ends."""
+    session, request = prepared.session, prepared.request
+
+    def submit(step: Step) -> Any:
+        return stage_task(step.stage).submit(step.label, _Work(step, prepared))
+
+    try:
+        outcomes = drive(prepared.loaded.recipe, prepared.outside, session, submit, request.until)
+        result = summarise(session, outcomes)
+        session.run.finish("completed", scores=result["scores"], bytes=result["bytes"])
+        result["report"] = _report(prepared, outcomes)
+        _show(prepared, outcomes, result)
+    except Interrupted as stopped:
+        session.run.finish("cancelled")
+        return Cancelled(message=str(stopped))
+    except Exception as error:
+        session.run.finish("failed", error=str(error))
+        raise
+    except BaseException:
+        session.run.finish("cancelled" if session.cancel.is_set() else "crashed")
+        raise
+    return result
+
+
+def _report(prepared: Prepared, outcomes: list[Outcome]) -> str | None:
+    """The path of the report on these results, written unless it is there: drawing takes longer than a cached run."""
+    session = prepared.session
+    results = hashlib.sha256("".join(o.record.id for o in outcomes).encode()).hexdigest()
+    folder = prepared.local / "reports" / f"{session.recipe}-{session.scale}-{session.seed}-{results[:12]}"
+    try:
+        if not (folder / "index.html").is_file():
+            from flows.report import write_report  # draws with matplotlib, half a second to import
+
+            write_report(session.store, session.run.snapshot(), folder)
+    except Exception as error:  # noqa: BLE001 - the results are safe; `fairway report` can be asked again
+        session.tell(Event("note", "report", f"it could not be written: {error}"))
+        return None
+    return str(folder / "index.html")
+
+
+def _show(prepared: Prepared, outcomes: list[Outcome], result: dict[str, Any]) -> None:
+    """Put tables and curve where Prefect's UI shows them; they are for the eye, so a run never fails by them."""
+    try:
+        create_table_artifact(key="fairway-scores", table=panels.scores(result), description=panels.title(result))
+        create_table_artifact(key="fairway-bytes", table=panels.sizes(result), description=panels.title(result))
+        # Drawing takes longer than a whole cached run, and a curve that was shown once has not changed.
+        if any(o.state == "ran" and o.step.stage == "train" for o in outcomes):
+            create_markdown_artifact(key="fairway-curve", markdown=panels.curve(prepared.session.store, outcomes))
+    except Exception as error:  # noqa: BLE001 - told, not raised
+        prepared.session.tell(Event("note", "prefect", f"its artifacts could not be written: {error}"))
+
+
+def run(prepared: Prepared) -> dict[str, Any]:
+    """Run a prepared request under Prefect: on the server that is configured, else on one of our own.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the document says `cancelled`, and the next run goes on from there.
+        StageError, StageFailed, StoreError: see `hit_or_run`.
+        ServerFailed: no server is configured and ours did not start.
+    """
+    session, loaded = prepared.session, prepared.loaded
+    configured = get_current_settings().api.url
+    updates: dict[Any, Any] = {}
+    if not configured:
+        updates[PREFECT_API_URL] = _own_server().url
+    if not configured or not anything_to_run(loaded.recipe, prepared.outside, session):
+        # A heartbeat lets a lasting server find dead runs; its thread costs up to a second at the end of each flow.
+        # The setting refuses None in the environment, though None is what turns it off.
+        updates[PREFECT_FLOWS_HEARTBEAT_FREQUENCY] = None
+    asked = {"recipe": session.recipe, "scale": session.scale, "seed": session.seed, "store": session.store.url}
+    token = _prepared.set(prepared)
+    try:
+        with temporary_settings(updates):
+            here = fairway.with_options(task_runner=ThreadPoolTaskRunner(max_workers=_THREADS))
+            state = here(**asked, overrides=list(prepared.request.overrides), return_state=True)
+    finally:
+        _prepared.reset(token)
+    if state.is_cancelled():
+        raise Interrupted(state.message or "the run was cancelled")
+    return state.result()
+
+
+@cache
+def _own_server() -> OwnServer:
+    server = OwnServer(get_current_settings().to_environment_variables(exclude_unset=True))
+    server.start()
+    server.wait_until_ready()
+    return server
+
+
+@contextmanager
+def stop_on_signals(prepared: Prepared) -> Iterator[None]:
+    """First Ctrl-C or SIGTERM: stages write a checkpoint and stop. Second: they are ended at once."""
+    session = prepared.session
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if session.cancel.is_set():
+            session.kill.set()
+        session.cancel.set()
+        session.tell(Event("note", "stopping", "stages write a checkpoint and stop; once more ends them at once"))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

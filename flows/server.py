@@ -1,0 +1,108 @@
+"""Prefect's traps, closed: its settings for one process, and the server that serves a run when none is configured.
+
+Prefect can start such a server itself, but in our process group and without a tie to us: Ctrl-C in a terminal would end
+it before the run could be reported as cancelled, and SIGKILL would leave it behind for ever. So the same server is
+started here, in a session of its own and bound to our life. Nothing here imports Prefect.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+
+START_LIMIT_S = 120.0  # the first start on a machine creates the database: 15-18 s on a busy one, more on a slow disk
+STOP_LIMIT_S = 5.0
+
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # the only switch that silences the server and the SDK
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(int(START_LIMIT_S)),
+    # We show errors ourselves, as one message; Prefect's own log still goes to its server.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+_BOUND_SERVER = (
+    "import runpy; from stages.contract import die_with_parent; die_with_parent(); "
+    "runpy.run_module('uvicorn', run_name='__main__', alter_sys=True)"
+)
+
+
+def quiet() -> None:
+    """Set Prefect's environment for this process; a choice that the user made in the environment stays."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+class ServerFailed(RuntimeError):
+    """Prefect's server did not come up."""
+
+
+class OwnServer:
+    """Prefect's API server for the life of this process; `url` is its API address."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/api"
+        self._arguments = [sys.executable, "-c", _BOUND_SERVER, "--factory", "prefect.server.api.server:create_app"]
+        self._arguments += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        self._environment = {**os.environ, **own, **settings}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process. It ends with ours, after Prefect's threads have sent their last logs and events."""
+        self._process = subprocess.Popen(
+            self._arguments,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        # Prefect drains its queues when threads shut down, which is before `atexit`: stopped any earlier, the server
+        # would leave them waiting for more than a minute.
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
+
+    def wait_until_ready(self, limit_s: float = START_LIMIT_S) -> None:
+        """Return when the server answers; ServerFailed with its own words when it does not."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                raise ServerFailed(
+                    f"Prefect's own server ended while it started; {self._words()}; see `fairway doctor`"
+                )
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        raise ServerFailed(f"Prefect's own server did not answer within {limit_s:.0f} s; see `fairway doctor`")
+
+    def _words(self) -> str:
+        if self._process is None or self._process.stderr is None:
+            return "it left no message"
+        lines = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else "it left no message"

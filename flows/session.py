@@ -1,0 +1,114 @@
+"""What the steps of one run share: the store, the identity, the machine, and whoever listens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from artifacts.errors import DamagedArtifact
+from artifacts.record import Record
+from artifacts.store import Store
+from flows.identity import Components, Identity, find, key_of
+from flows.launch import GRACE_S, Progress
+from flows.river import Step, StepId
+from flows.rundoc import RunDocument
+from flows.slots import Slots
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step ended with."""
+
+    step: Step
+    record: Record
+    state: Literal["cached", "ran"]
+    artifact: str  # its name in the store, such as quickstart/full/1337/train@2
+    seconds: float  # that this run spent on it
+    note: str = ""  # what a person should know, such as a conflict
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happens in a run, for whoever shows it."""
+
+    kind: Literal["start", "progress", "done", "failed", "note"]
+    label: str
+    text: str = ""
+    progress: Progress | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass
+class Session:
+    """See the module. One per run; its methods may be called from several threads."""
+
+    store: Store
+    identity: Identity
+    run: RunDocument
+    recipe: str
+    scale: str
+    seed: int
+    scratch: Path
+    logs: Path
+    slots: Slots = field(default_factory=Slots)
+    provenance: Callable[[], Mapping[str, Any]] = dict
+    tell: Callable[[Event], None] = lambda event: None
+    force: frozenset[str] = frozenset()  # stages that run even if their result is in the store
+    frozen: frozenset[str] = frozenset()  # stages above `--from`: taken from the store or refused
+    cancel: threading.Event = field(default_factory=threading.Event)
+    kill: threading.Event = field(default_factory=threading.Event)  # no more grace for what runs
+    deadline_s: float | None = None
+    grace_s: float = GRACE_S
+    done: dict[StepId, Outcome] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def key(self, step: Step) -> tuple[str, Components]:
+        """The step's key and what it was made of."""
+        with self._lock:  # the identity remembers closures as it computes them
+            components = self.identity.components(step)
+        return key_of(components), components
+
+    def find(self, step: Step, components: Components) -> Record | None:
+        """The step's record: under its own key, or under one that was accepted as equivalent. A damaged one is none."""
+        try:
+            return find(self.store, components)
+        except DamagedArtifact as damage:
+            self.tell(Event("note", step.label, f"{damage.path} is damaged and set aside; the stage runs again"))
+            self.store.quarantine(step.stage, key_of(components))
+            return None
+
+    def finish(self, outcome: Outcome) -> None:
+        """Note a finished step, in the run's document too, and tell."""
+        step = outcome.step
+        self.done[step.id] = outcome
+        self.run.step(
+            step.stage,
+            step.part,
+            write=outcome.state == "ran",  # hits come in bursts: whatever is written next tells of them
+            state=outcome.state,
+            key=outcome.record.key,
+            artifact=outcome.artifact,
+            seconds=round(outcome.seconds, 3),
+        )
+        self.tell(Event("done", step.label, outcome.note, outcome=outcome))
+
+    def lineage(self, step: Step) -> dict[str, dict[str, Any]]:
+        """{role: digest and producers} of a step's inputs; an input from outside the store has no producer."""
+        return {
+            role: {
+                "digest": given.digest,
+                "from": [self.done[stage, part].record.producer(its) for stage, part, its in given.origin],
+            }
+            for role, given in step.inputs.items()
+        }
+
+    def set_aside(self, damage: DamagedArtifact) -> list[str]:
+        """Quarantine the records that hold what is damaged; their labels."""
+        held = [o for o in self.done.values() if any(f.sha256 in str(damage) for f in o.record.files)]
+        aside = [o for o in held if self.store.quarantine(o.record.stage, o.record.key)]
+        for outcome in aside:
+            del self.done[outcome.step.id]
+        return [outcome.step.label for outcome in aside]

@@ -1,0 +1,169 @@
+"""What a run looks like in a terminal: live lines and bars for people, plain lines for logs, tables for both."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+
+from flows import launch
+from flows.session import Event, Outcome
+
+PLAIN_EVERY_S = 30.0  # in a log, one line of a long stage per this
+
+
+class PlainRun:
+    """One line per event, and a line of progress now and then."""
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out = out
+        self._told: dict[str, float] = {}
+
+    def __enter__(self) -> PlainRun:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self._out.flush()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if event.kind == "start":
+            self._told[event.label] = time.monotonic()
+        if event.kind == "progress":
+            now = time.monotonic()
+            if event.progress is None or now - self._told.get(event.label, 0.0) < PLAIN_EVERY_S:
+                return
+            self._told[event.label] = now
+        self._out.write(f"{event.label:<22} {describe(event)}\n")
+        self._out.flush()
+
+
+class LiveRun:
+    """A bar per running stage, with rate and remaining time; finished stages become lines above."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<22}"),
+            BarColumn(24),
+            TextColumn("{task.fields[says]}"),
+        )
+        self._bars = Progress(*columns, console=console, transient=True, refresh_per_second=8)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> LiveRun:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if event.kind == "start":
+            self._tasks[event.label] = self._bars.add_task(event.label, total=None, says="")
+        elif event.kind == "progress" and event.progress is not None and event.label in self._tasks:
+            p = event.progress
+            self._bars.update(self._tasks[event.label], completed=p.done, total=p.total, says=describe(event))
+        else:
+            if event.kind in ("done", "failed") and event.label in self._tasks:
+                self._bars.remove_task(self._tasks.pop(event.label))
+            self._bars.console.print(f"{event.label:<22} {describe(event)}", markup=False, highlight=False)
+
+
+def describe(event: Event) -> str:
+    """What an event says, without its label."""
+    if event.kind == "done" and event.outcome is not None:
+        return _done(event.outcome)
+    if event.kind == "progress" and event.progress is not None:
+        return progress_text(event.progress)
+    return {"start": "runs", "failed": f"failed: {event.text}"}.get(event.kind, event.text)
+
+
+def _done(outcome: Outcome) -> str:
+    took = f"ran in {seconds_text(outcome.seconds)}" if outcome.state == "ran" else "cached"
+    note = f"  ({outcome.note})" if outcome.note else ""
+    return f"{took:<14} {outcome.artifact}{note}"
+
+
+def progress_text(progress: launch.Progress) -> str:
+    """`420/1000 steps  12.3 steps/s  0:47 left  loss 3.21`."""
+    p = progress
+    says = [f"{p.done:,.0f}/{p.total:,.0f} {p.unit}"]
+    if p.rate is not None:
+        says.append(f"{_rate(p.rate)} {p.unit}/s")
+    if p.eta_s is not None:
+        says.append(f"{seconds_text(p.eta_s)} left")
+    says += [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in p.metrics.items()
+    ]
+    return "  ".join(says)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def seconds_text(seconds: float) -> str:
+    """`3.2 s`, `4:07` or `2:03:11`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def bytes_text(count: float) -> str:
+    """Decimal units, as the challenge counts: `15.9 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError("the loop returns")
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "", right: str = "") -> None:
+    """A table: drawn on a terminal, tab-separated for programs. `right` lists headings to align right."""
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        if title:
+            sys.stdout.write(f"{title}\n")
+        sys.stdout.writelines("\t".join(row) + "\n" for row in [list(headings), *texts])
+        return
+    table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right.split() else "left", overflow="fold")
+    for row in texts:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Scores, sizes and where the report is."""
+    rows = [
+        [name, f"{s['bpb']:.4f}", f"{s['nats_per_token']:.4f}", f"{s['tokens']:,}", f"{s['bytes']:,}",
+         seconds_text(s["seconds"]) if s["seconds"] is not None else "", ", ".join(s.get("marks", []))]
+        for name, s in result["scores"].items()
+    ]  # fmt: skip
+    headings = ["score", "BPB", "nats/token", "tokens", "bytes", "took", "marks"]
+    if not any(row[-1] for row in rows):
+        headings, rows = headings[:-1], [row[:-1] for row in rows]
+    if rows:
+        title = f"{result['recipe']} · {result['scale']} · seed {result['seed']}"
+        print_table(headings, rows, title, "BPB nats/token tokens bytes took")
+    if sizes := result["bytes"]:
+        share = 100 * sizes["total"] / sizes["cap"]
+        sys.stdout.write(
+            f"{sizes['total']:,} bytes (code {sizes['code']:,} + model {sizes['model']:,}), "
+            f"{share:.1f} % of the cap of {sizes['cap']:,}\n"
+        )
+    ran = sum(1 for line in result["stages"] if line["state"] == "ran")
+    sys.stdout.write(f"{ran} of {len(result['stages'])} steps ran, the rest came from the store; run {result['run']}\n")
+    if result["report"]:
+        sys.stdout.write(f"report: {result['report']}\n")

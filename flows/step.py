@@ -1,0 +1,137 @@
+"""One step of the river: a hit in the store, or a run of its stage. Knows the store, not Prefect.
+
+The order of a miss is: lease, look again, lay out the inputs, restore checkpoints, run, publish, name. The lease only
+saves money; what makes two runs of one key safe is that the store creates a record only if there is none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from artifacts.record import Record
+from artifacts.records import Published
+from flows.identity import Components
+from flows.launch import Interrupted, Job, Watch, launch
+from flows.mirror import Mirror
+from flows.river import Step
+from flows.rundoc import utc_now
+from flows.session import Event, Outcome, Session
+from flows.snapshot import snapshot
+from stages.contract import Device, StageError
+
+FULLY_VERIFIED = ("evaluate",)  # a score must never rest on a stamp: every byte is hashed again
+
+
+def hit_or_run(step: Step, session: Session) -> Outcome:
+    """The record of `step`, from the store or from a run of its stage.
+
+    Raises:
+        StageFailed, Interrupted: see `launch`.
+        StageError: `--from` forbids running this step.
+        DamagedArtifact: an input is not what it was; the caller sets its record aside and starts again.
+    """
+    if session.cancel.is_set():
+        raise Interrupted(f"{step.label} was not started")
+    started = time.monotonic()
+    key, components = session.key(step)
+    forced = step.stage in session.force
+    record = None if forced else session.find(step, components)
+    note, ran = "", False
+    if record is None:
+        if step.stage in session.frozen:
+            raise StageError(
+                f"--from takes every stage above it from the store; {step.label} has no record there; "
+                f"run without --from, or with --from {step.stage}"
+            )
+        with session.store.lease(
+            key,
+            cancel=session.cancel,
+            on_wait=lambda holder: session.tell(Event("note", step.label, f"waits for {holder}")),
+        ):
+            # Somebody else may have made it while we waited.
+            record = None if forced else session.find(step, components)
+            if record is None:
+                record, note = _run(step, key, components, session)
+                ran = True
+    name = session.store.assign_name(session.recipe, session.scale, session.seed, step.stage, step.part, record.key)
+    seconds = time.monotonic() - started
+    outcome = Outcome(step, record, "ran" if ran else "cached", name, seconds, note)
+    session.finish(outcome)
+    return outcome
+
+
+def _run(step: Step, key: str, components: Components, session: Session) -> tuple[Record, str]:
+    """Run the stage and publish; returns the record that counts, and a note if it is not the one just made."""
+    folder = session.scratch / f"{step.label.replace('[', '-').strip(']')}-{key[:8]}"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        source = snapshot(session.identity, step.stage, folder / "source", session.store)
+        inputs = _lay_out(step, folder / "inputs", session)
+        device = Device(**step.device.model_dump()) if step.device else Device()
+        mirror = Mirror(session.store, key, folder / "checkpoints")
+        mirror.restore()
+        with session.slots.lend(_share(step, device), session.cancel) as extra:
+            session.run.step(step.stage, step.part, state="running", key=key)
+            session.tell(Event("start", step.label))
+            job = Job(
+                stage=step.stage,
+                config=step.config.model_dump(mode="json"),
+                inputs=inputs,
+                source_root=source.root,
+                seed=step.seed,
+                device=device,
+                workers=1 if step.config.SPEC.mapped else session.slots.cores,
+                environment=extra,
+            )
+            started, started_at = time.monotonic(), utc_now()
+            with mirror:
+                report = launch(job, folder, session.logs / f"{step.label}.log", _watch(step, session))
+            spent = {"started": started_at, "finished": utc_now(), "seconds": round(time.monotonic() - started, 3)}
+        published = session.store.publish(
+            stage=step.stage,
+            part=step.part,
+            key=key,
+            components=components,
+            report=report,
+            inputs=session.lineage(step),
+            provenance={**session.provenance(), "run": session.run.id, "source": source.sha256, **spent},
+            folder=folder / "out",
+        )
+        mirror.remove()
+        return published.record, _note(step, published)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _watch(step: Step, session: Session) -> Watch:
+    return Watch(
+        cancel=session.cancel,
+        kill=session.kill,
+        deadline_s=session.deadline_s,
+        grace_s=session.grace_s,
+        on_progress=lambda progress: session.tell(Event("progress", step.label, progress=progress)),
+    )
+
+
+def _lay_out(step: Step, root: Path, session: Session) -> Mapping[str, Path]:
+    """Read-only folders of the step's inputs. Roles without files lie outside the store: the stage reads them."""
+    folders: dict[str, Path] = {}
+    for role, given in step.inputs.items():
+        if given.files:
+            folders[role] = root / role
+            session.store.fetch(given.files, folders[role], verify="full" if step.stage in FULLY_VERIFIED else "stamp")
+    return folders
+
+
+def _share(step: Step, device: Device) -> Device:
+    """What a step takes of the machine: mapped CPU parts one core each, everything else its device's request."""
+    return Device(threads=1) if step.config.SPEC.mapped and step.device is None else device
+
+
+def _note(step: Step, published: Published) -> str:
+    if published.outcome == "conflict":
+        return f"{step.label} gave other bytes than its record; the record stays, the new result is kept as a conflict"
+    return ""

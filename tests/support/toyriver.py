@@ -1,0 +1,84 @@
+"""A source tree whose stages are toys: real names, real configurations and contract, work that takes milliseconds.
+
+So the flow's own code meets the real river, identity and store, and a whole run costs as little as its processes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+STAGE = '''
+"""A toy: every output is a function of configuration, inputs and seed, as a real stage's is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from stages.contract import StageError, fresh_role
+from stages.{name} import behaviour
+
+COPIES = {copies!r}
+
+
+def run(config, inputs, out, runtime, seed=0):
+    """Hash everything that may matter and write it under every role."""
+    digest = hashlib.sha256(config.model_dump_json().encode() + str(seed).encode())
+    for role in sorted(inputs):
+        for path in sorted(p for p in inputs[role].rglob("*") if p.is_file()):
+            digest.update(path.relative_to(inputs[role]).as_posix().encode() + path.read_bytes())
+    behaviour.act(runtime, out)
+    for role in config.SPEC.outputs:
+        folder = fresh_role(out, role)
+        for name in COPIES.get(role, [role + ".txt"]):
+            (folder / name).write_text(digest.hexdigest() + role + name, encoding="utf-8")
+    runtime.report_progress(1, 1, "things", loss=1.5)
+    return {report!r}
+'''
+QUIET = '''
+"""What else happens when this toy runs: nothing."""
+
+
+def act(runtime, out):
+    """Nothing."""
+'''
+COPIES = {
+    "corpus": {"train": ["00000.parquet", "00001.parquet"], "val": ["00000.parquet"]},
+    "train": {"curve": ["curve.jsonl"]},
+}
+REPORTS = {
+    "evaluate": {"bpb": 1.25, "nats_per_token": 2.5, "tokens": 1000, "bytes": 3000},
+    "weigh": {"code_bytes": 10, "model_bytes": 20, "total_bytes": 30, "cap_bytes": 100},
+}
+STAGES = ("corpus", "vocabulary", "tokenize", "train", "average", "quantize", "compress", "bundle", "weigh", "evaluate")
+
+
+def make_tree(folder: Path) -> Path:
+    """Write the tree into `folder`: ours, with every stage's work replaced."""
+    for package in ("model", "configs", "stages"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for stage in STAGES:
+        for path in (folder / "stages" / stage).glob("*.py"):
+            if path.name not in ("__init__.py", "__main__.py", "config.py"):
+                path.unlink()
+        text = STAGE.format(name=stage, copies=COPIES.get(stage, {}), report=REPORTS.get(stage, {"toy": stage}))
+        (folder / "stages" / stage / "stage.py").write_text(text, encoding="utf-8")
+        (folder / "stages" / stage / "behaviour.py").write_text(QUIET, encoding="utf-8")
+    return folder
+
+
+def behave(tree: Path, stage: str, body: str) -> None:
+    """Make a toy do `body` (statements; `runtime`, `out`, os, signal, sys, time at hand) before it writes anything."""
+    lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
+    imports = "import os\nimport signal\nimport sys\nimport time\n\nfrom stages.contract import StageError\n"
+    text = f'"""A toy\'s behaviour."""\n\n{imports}\n\ndef act(runtime, out):\n    """As the test asks."""\n{lines}\n'
+    (tree / "stages" / stage / "behaviour.py").write_text(text, encoding="utf-8")
