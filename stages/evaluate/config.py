@@ -59,6 +59,10 @@ class Config(StageConfig):
         ge=0,
         description="Score only the first targets, for smoke runs; 0 = all. A partial score is marked as one.",
     )
+    drop_partial_row: bool = Field(
+        False,
+        description="Leave out the targets after the last whole row of context_tokens, as published; marked.",
+    )
     tail_rescore: bool = Field(
         False,
         description="Score the last targets again in truncated windows, as published; marked in every output.",
@@ -66,15 +70,19 @@ class Config(StageConfig):
     precision: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Matrix arithmetic; auto is bfloat16 on a GPU and float32 on a CPU."
     )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto is on for a GPU.")
 
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
         if self.protocol != "roundtrip" and self.stride_tokens > self.context_tokens:
             raise ValueError(f"stride_tokens is at most context_tokens {self.context_tokens}; got {self.stride_tokens}")
-        if self.protocol == "ttt" and self.ttt.chunk_tokens < self.stride_tokens:
+        if self.protocol == "ttt" and self.ttt.chunk_tokens < self.context_tokens:
             raise ValueError(
-                f"ttt.chunk_tokens is at least stride_tokens {self.stride_tokens}; got {self.ttt.chunk_tokens}"
+                f"ttt.chunk_tokens holds at least one row of context_tokens {self.context_tokens}; got "
+                f"{self.ttt.chunk_tokens}"
             )
+        if self.tail_rescore and self.protocol == "roundtrip":
+            raise ValueError("tail_rescore belongs to overlapping windows; use protocol sliding or ttt, or drop it")
         return self
 
     def reads(self) -> tuple[str, ...]:

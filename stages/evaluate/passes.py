@@ -1,0 +1,100 @@
+"""One scoring pass, set up from the stage's configuration."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from model.adapt import Adaptation, Adapter
+from model.bytes import ByteTable
+from model.gpt import GPT
+from model.ledger import Excerpt, Ledger
+from model.referee import Referee
+from model.score import Scorer, autocast
+from model.stream import TokenStream
+from model.windows import Windows, target_count
+from stages.contract import Runtime
+from stages.evaluate.config import Config
+
+_PROGRESS_S = 0.5
+
+
+def windows_of(config: Config, stream_tokens: int) -> Windows:
+    """The windows of a protocol over a stream; ValueError where not one fits."""
+    row = config.context_tokens if config.drop_partial_row else 0
+    stride = config.context_tokens if config.protocol == "roundtrip" else config.stride_tokens
+    targets = target_count(stream_tokens, row, config.max_targets)
+    return Windows(targets, config.context_tokens, stride, config.tail_rescore)
+
+
+def make_referee(
+    config: Config,
+    stream: TokenStream,
+    table: ByteTable,
+    vocab: int,
+    excerpts: Sequence[Excerpt],
+    runtime: Runtime,
+) -> Referee:
+    """The referee of this rank, with an empty ledger."""
+    windows = windows_of(config, len(stream))
+    return Referee(
+        stream,
+        windows,
+        Ledger(table, windows.context, windows.targets, excerpts),
+        vocab=vocab,
+        batch_windows=config.batch_windows,
+        chunk=config.ttt.chunk_tokens if config.protocol == "ttt" else 0,
+        rank=runtime.rank,
+        world=runtime.world,
+    )
+
+
+def make_scorer(config: Config, network: GPT, device: torch.device) -> tuple[Scorer, Callable[..., torch.Tensor]]:
+    """The scorer, and the network as it is to be called: compiled where that is asked for."""
+    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    call = torch.compile(network, fullgraph=True, dynamic=False) if compiled else network
+    shape = (config.batch_windows, config.context_tokens) if compiled else None
+    return Scorer(call, device, compute_dtype(config, device), shape), call
+
+
+def make_adapter(
+    config: Config, network: GPT, call: Callable[..., torch.Tensor], device: torch.device, runtime: Runtime
+) -> Adapter | None:
+    """The adapter of protocol ttt; ValueError where a glob freezes nothing that there is."""
+    if config.protocol != "ttt":
+        return None
+    settings = Adaptation(**config.ttt.model_dump(exclude={"chunk_tokens"}))
+    dtype = compute_dtype(config, device)
+    return Adapter(
+        network,
+        settings,
+        config.context_tokens,
+        forward=call,
+        autocast=lambda: autocast(device, dtype),
+        rank=runtime.rank,
+        world=runtime.world,
+    )
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+class Progress:
+    """Tells the flow how far this rank is, a few times a second at most."""
+
+    def __init__(self, runtime: Runtime, total: int) -> None:
+        self._runtime, self._total, self._last_s = runtime, total, -_PROGRESS_S
+
+    def __call__(self, scored: int) -> None:
+        """Report `scored` targets of this rank's share."""
+        now_s = time.monotonic()
+        done = min(scored * self._runtime.world, self._total)
+        if now_s - self._last_s >= _PROGRESS_S or done == self._total:
+            self._last_s = now_s
+            self._runtime.report_progress(done, self._total, "targets")

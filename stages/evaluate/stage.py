@@ -1,0 +1,78 @@
+"""Score one network under one protocol, in a process that knows nothing of how it was trained."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+import torch.distributed as dist
+
+from model.referee import RuleBroken
+from model.score import score
+from stages.contract import Runtime, StageError, fresh_role
+from stages.device import device_name, process_group, torch_device
+from stages.evaluate.config import Config
+from stages.evaluate.excerpts import choose_excerpts
+from stages.evaluate.load import load_bytes, load_network, open_stream, refusing
+from stages.evaluate.outputs import score_table, write_ledger, write_score
+from stages.evaluate.passes import Progress, make_adapter, make_referee, make_scorer, windows_of
+
+
+def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
+    """Read archive or weights, byte table and val shards; write `score` and `ledger`."""
+    device = torch_device(runtime)
+    of_archive = config.of == "archive"
+    source = inputs["archive"] / "archive.fwy" if of_archive else inputs["weights"] / "weights.safetensors"
+    with refusing():
+        network = load_network(source).to(device)
+        table = load_bytes(inputs["tokenizer"])
+        stream = open_stream(inputs["val"], min(network.config.vocab, table.vocab))
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(inputs["tokenizer"] / "tokenizer.model"))
+        excerpts = choose_excerpts(stream, tokenizer.bos_id(), windows_of(config, len(stream)).targets)
+        referee = make_referee(config, stream, table, network.config.vocab, excerpts, runtime)
+        scorer, call = make_scorer(config, network, device)
+        adapter = make_adapter(config, network, call, device, runtime)
+    with process_group(runtime, device):
+        began_s = time.monotonic()
+        try:
+            score(referee, scorer, adapter, Progress(runtime, referee.windows.targets))
+        except RuleBroken as error:
+            raise StageError(f"a score follows the rules of the challenge; {error}") from error
+        seconds = time.monotonic() - began_s
+        forward_tokens = _sum_over_ranks(referee.forward_tokens, runtime.world)
+    steps = adapter.steps if adapter else 0
+    adaptation = {"steps": steps, "parameters": adapter.adapting} if adapter else {}
+    scored = score_table(config, referee, len(stream), adaptation)
+    if runtime.rank == 0:
+        write_score(fresh_role(out, "score"), scored)
+        write_ledger(fresh_role(out, "ledger"), referee.ledger, tokenizer)
+    return {
+        **{name: scored[name] for name in ("bpb", "nats_per_token", "tokens", "bytes", "windows", "marks")},
+        "rules_broken": [broken["rule"] for broken in referee.broken],
+        "forward_tokens": forward_tokens,
+        "ttt_updates": steps,
+        "seconds": seconds,
+        "tokens_per_s": forward_tokens / max(seconds, 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "device": device_name(device),
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held on its device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _sum_over_ranks(count: int, world: int) -> int:
+    if world == 1:
+        return count
+    shared = torch.tensor([count])
+    dist.all_reduce(shared)
+    return int(shared[0])
