@@ -171,7 +171,7 @@ class Referee:
         if span.hi == self.windows.targets and again[1] != sum(batch.scored for batch in self.windows.tail()):
             raise RuleBroken("E1", "the windows of the re-scored tail are not all scored; take() hands them out")
         tokens = self._stream.read(span.lo, span.hi + 1)
-        self.ledger.add(*prices_3N[:2], tokens, self.windows.positions(np.arange(span.lo, span.hi)))
+        self.ledger.add(prices_3N[0], prices_3N[1], tokens, self.windows.positions(np.arange(span.lo, span.hi)))
         self._share_rows(span)
         self.ledger.again += Account(float(again[0]), int(again[1]), int(again[2]))
         self._span = None

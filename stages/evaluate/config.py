@@ -13,18 +13,20 @@ from stages.contract import StageSpec
 class TttConfig(Strict):
     """Score-first test-time training: each chunk is scored, then trained on, never scored again."""
 
-    chunk_tokens: int = Field(32_768, ge=1, description="Targets per chunk, the unit of adaptation. Unit: tokens.")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer of the adapted weights.")
-    lr: float = Field(0.002, ge=0, description="Learning rate before its cosine over the horizon.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, or AdamW's beta1.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
-    epochs: int = Field(3, ge=1, description="Passes over a scored chunk.")
-    batch_sequences: int = Field(32, ge=1, description="Sequences per optimizer step, all ranks together.")
-    clip_norm: float = Field(1.0, ge=0, description="Global gradient norm limit; 0 = no clipping.")
-    freeze: tuple[str, ...] = Field((), description="Globs of parameter names that do not adapt.")
+    chunk_tokens: int = Field(
+        default=32_768, ge=1, description="Targets per chunk, the unit of adaptation. Unit: tokens."
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Optimizer of the adapted weights.")
+    lr: float = Field(default=0.002, ge=0, description="Learning rate before its cosine over the horizon.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD momentum, or AdamW's beta1.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's decay of the second moment.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    epochs: int = Field(default=3, ge=1, description="Passes over a scored chunk.")
+    batch_sequences: int = Field(default=32, ge=1, description="Sequences per optimizer step, all ranks together.")
+    clip_norm: float = Field(default=1.0, ge=0, description="Global gradient norm limit; 0 = no clipping.")
+    freeze: tuple[str, ...] = Field(default=(), description="Globs of parameter names that do not adapt.")
     horizon_chunks: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Declared length of the cosine, a constant and never the stream's length; 0 = constant lr.",
     )
@@ -43,34 +45,34 @@ class Config(StageConfig):
     )
 
     of: Literal["raw", "averaged", "archive"] = Field(
-        "archive",
+        default="archive",
         description="What is scored: train's raw weights, the averaged ones (diagnostics), or the archive.",
     )
     protocol: Literal["roundtrip", "sliding", "ttt"] = Field(
-        "roundtrip",
+        default="roundtrip",
         description="Non-overlapping rows, overlapping windows, or windows with score-first adaptation.",
     )
-    context_tokens: int = Field(2048, ge=2, description="Window length. Unit: tokens.")
-    stride_tokens: int = Field(64, ge=1, description="Step between windows (sliding, ttt). Unit: tokens.")
-    batch_windows: int = Field(32, ge=1, description="Windows per forward pass and rank.")
-    ttt: TttConfig = Field(TttConfig(), description="Adaptation; read by protocol 'ttt' only.")
+    context_tokens: int = Field(default=2048, ge=2, description="Window length. Unit: tokens.")
+    stride_tokens: int = Field(default=64, ge=1, description="Step between windows (sliding, ttt). Unit: tokens.")
+    batch_windows: int = Field(default=32, ge=1, description="Windows per forward pass and rank.")
+    ttt: TttConfig = Field(default=TttConfig(), description="Adaptation; read by protocol 'ttt' only.")
     max_targets: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Score only the first targets, for smoke runs; 0 = all. A partial score is marked as one.",
     )
     drop_partial_row: bool = Field(
-        False,
+        default=False,
         description="Leave out the targets after the last whole row of context_tokens, as published; marked.",
     )
     tail_rescore: bool = Field(
-        False,
+        default=False,
         description="Score the last targets again in truncated windows, as published; marked in every output.",
     )
     precision: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="Matrix arithmetic; auto is bfloat16 on a GPU and float32 on a CPU."
+        default="auto", description="Matrix arithmetic; auto is bfloat16 on a GPU and float32 on a CPU."
     )
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto is on for a GPU.")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile; auto is on for a GPU.")
 
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
