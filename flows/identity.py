@@ -134,6 +134,16 @@ class Identity:
         libraries = {name: library_version(name) for name in step.config.SPEC.libraries}
         return components(step, self.closure(step.stage).digests, libraries, repeat)
 
+    def today(self, parts: Components) -> Components:
+        """Older components as they would be with the code and libraries of now."""
+        libraries = {name: library_version(name) for name in parts["libraries"]}
+        return {**parts, "code": dict(self.closure(parts["stage"]).digests), "libraries": libraries}
+
+    def source(self, stage: str) -> dict[str, str]:
+        """The files of the stage's closure as they are now: path relative to the root -> text."""
+        files = self.closure(stage).files
+        return {path: file.read_text(encoding="utf-8", errors="replace") for path, file in files.items()}
+
     def save(self) -> None:
         """Remember the digests of the source files."""
         self._tree.save()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, Protocol
 
 from artifacts.errors import DamagedArtifact
@@ -17,7 +16,7 @@ from configs.load import Loaded
 from flows.identity import Components, Identity, equivalents, find, key_of, unknown_roles
 from flows.identity import Memory as Finds
 from flows.river import Outside, Step, StepId, river
-from flows.why import Change, Source, explain, published_source
+from flows.why import Change, explain, published_source
 
 State = Literal["cached", "run", "depends"]
 UNKNOWN_PART = "?"  # ends the name of a part that stands for all parts of a stage that has not run
@@ -78,6 +77,16 @@ def plan(
             planned.append(planner.look(known))
             outputs[known.id] = planned[-1].record.files if planned[-1].record else None
     return planned
+
+
+def why_not(old: Record, memory: Memory, identity: Identity) -> list[Change]:
+    """What would keep the code and the libraries of now from reproducing a record; its recipe is taken as it was."""
+    return explain(
+        old.components,
+        identity.today(old.components),
+        lambda: published_source(old, memory),
+        lambda: identity.source(old.stage),
+    )
 
 
 def is_done(planned: Iterable[Planned]) -> bool:
@@ -142,14 +151,8 @@ class _Planner:
             last.components,
             parts,
             lambda: published_source(last, self.memory),
-            lambda: read_tree(self.identity, stage),
+            lambda: self.identity.source(stage),
         )
-
-
-def read_tree(identity: Identity, stage: str) -> Source:
-    """The source closure of a stage as it is now."""
-    files: dict[str, Path] = dict(identity.closure(stage).files)
-    return {path: file.read_text(encoding="utf-8", errors="replace") for path, file in files.items()}
 
 
 def _from(step: Step, role: str) -> str:

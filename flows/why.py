@@ -17,6 +17,7 @@ from configs.introduced import introduced
 from flows.closure import is_config_module
 from flows.identity import Components
 from flows.normal import Statement, statements
+from stages.contract import StageError
 
 Source = Mapping[str, str]  # path relative to the root -> text
 ReadSource = Callable[[], Source | None]  # called only when a module changed; None: the source is gone
@@ -33,7 +34,7 @@ class Lines:
 
     def __str__(self) -> str:
         if self.last < self.first:
-            where = f"at line {self.first}"
+            where = f"removed at line {self.first}"
         else:
             where = f"line {self.first}" if self.first == self.last else f"lines {self.first}-{self.last}"
         return f"{where} ({self.definition})" if self.definition else where
@@ -157,6 +158,15 @@ def _show(value: Any) -> str:
     return _ABSENT if value is None else json.dumps(value, ensure_ascii=False)
 
 
+def compare(old: Record, new: Record, store: ReadsObjects) -> list[Change]:
+    """What differs between the components of two records of one stage."""
+    if old.stage != new.stage:
+        raise StageError(f"artifacts of one stage can be compared; got {old.label} and {new.label}; name two of a kind")
+    return explain(
+        old.components, new.components, lambda: published_source(old, store), lambda: published_source(new, store)
+    )
+
+
 class ReadsObjects(Protocol):
     """The part of the store that keeps source closures."""
 
@@ -174,9 +184,6 @@ def published_source(record: Record, store: ReadsObjects) -> Source | None:
         content = store.read_object(digest)
     except StoreError:  # lines are a courtesy: without the source the modules are named all the same
         return None
-    found: dict[str, str] = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        for member in archive.getmembers():
-            if (handle := archive.extractfile(member)) is not None:
-                found[member.name] = handle.read().decode("utf-8", "replace")
-    return found
+        opened = {member.name: archive.extractfile(member) for member in archive.getmembers()}
+        return {name: handle.read().decode("utf-8", "replace") for name, handle in opened.items() if handle}
