@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata  # noqa: TID251 - reads versions, imports nothing
 from pathlib import Path
@@ -134,11 +134,6 @@ class Identity:
         libraries = {name: library_version(name) for name in step.config.SPEC.libraries}
         return components(step, self.closure(step.stage).digests, libraries, repeat)
 
-    def today(self, parts: Components) -> Components:
-        """Older components as they would be with the code and libraries of now."""
-        libraries = {name: library_version(name) for name in parts["libraries"]}
-        return {**parts, "code": dict(self.closure(parts["stage"]).digests), "libraries": libraries}
-
     def source(self, stage: str) -> dict[str, str]:
         """The files of the stage's closure as they are now: path relative to the root -> text."""
         files = self.closure(stage).files
@@ -149,22 +144,6 @@ class Identity:
         self._tree.save()
 
 
-def equivalents(parts: Components, accepted: Iterable[tuple[Code, Code]]) -> Iterator[Components]:
-    """`parts`, then the same with each code that was accepted as giving equal bytes, nearest first.
-
-    Args:
-        parts: components.
-        accepted: the pairs of `fairway accept`, of this stage; equality of bytes has no direction.
-    """
-    pairs = [(dict(one), dict(other)) for one, other in accepted]
-    reached = [dict(parts["code"])]
-    for code in reached:  # grows while it is walked
-        yield {**parts, "code": code}
-        for one, other in (*pairs, *((other, one) for one, other in pairs)):
-            if one == code and other not in reached:
-                reached.append(other)
-
-
 class Memory(Protocol):
     """What the identity asks of the store."""
 
@@ -172,16 +151,15 @@ class Memory(Protocol):
         """The record of a key."""
         ...
 
-    def acceptances(self, stage: str) -> Iterable[tuple[Code, Code]]:
-        """Pairs of codes that were accepted as giving equal bytes."""
+    def equivalents(self, stage: str, code: Code) -> Iterable[Code]:
+        """Every other code that `fairway accept` holds to give equal bytes."""
         ...
 
 
 def find(memory: Memory, parts: Components) -> Record | None:
-    """The record of components: under their own key, or under one that was accepted as equivalent."""
-    record = memory.get(parts["stage"], key_of(parts))
-    if record is not None:
-        return record
-    older = equivalents(parts, memory.acceptances(parts["stage"]))
-    next(older)  # itself
-    return next((found for each in older if (found := memory.get(parts["stage"], key_of(each)))), None)
+    """The record of components: under their own key, or under that of a code that was accepted as equivalent."""
+    stage = parts["stage"]
+    record = memory.get(stage, key_of(parts))
+    for code in memory.equivalents(stage, parts["code"]) if record is None else ():
+        record = record or memory.get(stage, key_of({**parts, "code": dict(code)}))
+    return record

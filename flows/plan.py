@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from artifacts.errors import DamagedArtifact
 from artifacts.record import File, Record
 from configs.load import Loaded
-from flows.identity import Components, Identity, equivalents, find, key_of, unknown_roles
+from flows.identity import Components, Identity, find, key_of, unknown_roles
 from flows.identity import Memory as Finds
 from flows.river import Outside, Step, StepId, river
 from flows.why import Change, explain, published_source
@@ -79,16 +79,6 @@ def plan(
     return planned
 
 
-def why_not(old: Record, memory: Memory, identity: Identity) -> list[Change]:
-    """What would keep the code and the libraries of now from reproducing a record; its recipe is taken as it was."""
-    return explain(
-        old.components,
-        identity.today(old.components),
-        lambda: published_source(old, memory),
-        lambda: identity.source(old.stage),
-    )
-
-
 def is_done(planned: Iterable[Planned]) -> bool:
     """Whether a run would find everything in the store."""
     return all(each.state == "cached" for each in planned)
@@ -117,7 +107,7 @@ class _Planner:
             return Planned(step, "cached", note, key, record, 0.0)
         last = self._last(step.stage, step.part)
         if last is None:
-            return Planned(step, "run", ("never ran with this recipe, scale and seed",), key, None, None)
+            return Planned(step, "run", ("no record of this recipe, scale and seed",), key, None, None)
         changes = [str(change) for change in self._changes(last, parts)]
         waits = [f"inputs: {role} {_from(step, role)}" for role in unknown]
         state: State = "depends" if unknown and not changes and not forced else "run"
@@ -143,10 +133,8 @@ class _Planner:
 
     def _changes(self, last: Record, parts: Components) -> list[Change]:
         stage = parts["stage"]
-        # Code that was accepted as equal is no change: compare with the accepted code that is nearest to the record.
-        for each in equivalents(parts, self.memory.acceptances(stage)):
-            if each["code"] == last.components["code"]:
-                parts = each
+        if last.components["code"] in self.memory.equivalents(stage, parts["code"]):
+            parts = {**parts, "code": last.components["code"]}  # code that was accepted as equal is no change
         return explain(
             last.components,
             parts,

@@ -17,7 +17,6 @@ from configs.introduced import introduced
 from flows.closure import is_config_module
 from flows.identity import Components
 from flows.normal import Statement, statements
-from stages.contract import StageError
 
 Source = Mapping[str, str]  # path relative to the root -> text
 ReadSource = Callable[[], Source | None]  # called only when a module changed; None: the source is gone
@@ -156,15 +155,6 @@ def _definitions(block: list[Statement]) -> list[str]:
 
 def _show(value: Any) -> str:
     return _ABSENT if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def compare(old: Record, new: Record, store: ReadsObjects) -> list[Change]:
-    """What differs between the components of two records of one stage."""
-    if old.stage != new.stage:
-        raise StageError(f"artifacts of one stage can be compared; got {old.label} and {new.label}; name two of a kind")
-    return explain(
-        old.components, new.components, lambda: published_source(old, store), lambda: published_source(new, store)
-    )
 
 
 class ReadsObjects(Protocol):
