@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stages.contract import StageError
@@ -28,7 +28,12 @@ class SourceFile:
     path: str  # inside `fs`
     kind: Kind
     compression: str  # "", "gzip" or "zstd"
-    bytes: int  # as stored; 0 where the filesystem does not say
+    info: dict[str, Any] = field(compare=False)  # what the filesystem says of it, such as an ETag
+
+    @property
+    def bytes(self) -> int:
+        """Size as stored; 0 where the filesystem does not say."""
+        return int(self.info.get("size") or 0)
 
     @property
     def name(self) -> str:
@@ -44,17 +49,18 @@ def list_files(url: str, form: Literal["auto"] | Kind) -> list[SourceFile]:
     """
     fs, path = filesystem(url)
     try:
-        sizes, folder = _find(fs, path)
+        fs.invalidate_cache()  # a listing remembered in this process would hide what has changed since
+        found, folder = _find(fs, path)
     except FileNotFoundError:
-        sizes, folder = {}, False
+        found, folder = {}, False
     except Exception as error:  # every filesystem has errors of its own; none of them means "empty"
         raise StageError(f"a source must be readable; {url} is not: {type(error).__name__}: {error}") from error
-    if not sizes:
+    if not found:
         raise StageError(f"a source names at least one file; there is none at {url}; mend the URL")
-    files = [_file(fs, name, sizes[name], form) for name in sorted(sizes)]
+    files = [_file(fs, name, found[name], form) for name in sorted(found)]
     kept = [f for f in files if f is not None and (not folder or form in ("auto", "text") or _kind(f.name)[0] == form)]
     if not kept or (len(kept) < len(files) and not folder):
-        odd = next(name for name, file in zip(sorted(sizes), files, strict=True) if file not in kept)
+        odd = next(name for name, file in zip(sorted(found), files, strict=True) if file not in kept)
         raise StageError(
             f"format {form!r} goes by the file's ending: {', '.join(ENDINGS)} (.gz or .zst after text and JSONL); got "
             f"{odd.rsplit('/', 1)[-1]} at {url}; set corpus.format"
@@ -65,19 +71,19 @@ def list_files(url: str, form: Literal["auto"] | Kind) -> list[SourceFile]:
     return kept
 
 
-def _find(fs: Any, path: str) -> tuple[dict[str, int], bool]:
-    """{path: bytes} of the files, and whether they were found below a folder."""
-    if any(c in path for c in "*?["):
-        return {name: _size(info) for name, info in fs.glob(path, detail=True).items() if _is_file(info)}, False
-    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+def _find(fs: Any, path: str) -> tuple[dict[str, dict[str, Any]], bool]:
+    """{path: info} of the files, and whether they were found below a folder."""
+    web = "http" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+    if any(c in path for c in ("*[" if web else "*?[")):  # on the web, "?" starts a query
+        return {name: info for name, info in fs.glob(path, detail=True).items() if _is_file(info)}, False
     # Asking a web server whether an address is a folder would download it.
-    folder = path.endswith("/") if "http" in protocols else fs.isdir(path)
+    folder = path.endswith("/") if web else fs.isdir(path)
     if not folder:
-        return {path: _size(fs.info(path))}, False
+        return {path: fs.info(path)}, False
     root = path.rstrip("/") + "/"
     found = fs.find(path, detail=True)
     return {
-        name: _size(info)
+        name: info
         for name, info in found.items()
         if _is_file(info) and not any(part.startswith(".") for part in name.removeprefix(root).split("/"))
     }, True
@@ -85,10 +91,6 @@ def _find(fs: Any, path: str) -> tuple[dict[str, int], bool]:
 
 def _is_file(info: dict[str, Any]) -> bool:
     return info.get("type") != "directory"
-
-
-def _size(info: dict[str, Any]) -> int:
-    return int(info.get("size") or 0)
 
 
 def _kind(name: str) -> tuple[Kind | None, str]:
@@ -99,10 +101,10 @@ def _kind(name: str) -> tuple[Kind | None, str]:
     return next((kind for ending, kind in ENDINGS.items() if lower.endswith(ending)), None), ""
 
 
-def _file(fs: Any, path: str, size: int, form: Literal["auto"] | Kind) -> SourceFile | None:
+def _file(fs: Any, path: str, info: dict[str, Any], form: Literal["auto"] | Kind) -> SourceFile | None:
     """How to read `path`, or None where `form` and the ending do not say."""
-    by_ending, compression = _kind(path)
+    by_ending, compression = _kind(path.split("?")[0] if "://" in path else path)
     kind = by_ending if form == "auto" else form
     if kind is None or (compression and kind in ("parquet", "shards")):
         return None
-    return SourceFile(fs, path, kind, compression, size)
+    return SourceFile(fs, path, kind, compression, info)
