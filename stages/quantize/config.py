@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.config import StageConfig, Strict
 from stages.contract import StageSpec
@@ -20,6 +20,9 @@ class GroupConfig(Strict):
     )
     quantile: float = Field(1.0, gt=0, le=1, description="The quantile of |w| in a row that clip 'quantile' takes.")
     scale_floor: float = Field(0.0, ge=0, description="Smallest scale (step) of a row; the published one is 1/31.")
+    full_range: bool = Field(
+        False, description="Also use the code -2^(bits - 1), which has no positive twin, as the published int6 does."
+    )
 
 
 class Config(StageConfig):
@@ -33,16 +36,32 @@ class Config(StageConfig):
         accelerated=True,
     )
 
-    matrices: GroupConfig = Field(GroupConfig(bits=6, clip="search"), description="Attention and MLP matrices.")
+    matrices: GroupConfig = Field(GroupConfig(bits=6, clip="search"), description="Matrices of attention and MLP.")
     embeddings: GroupConfig = Field(
-        GroupConfig(bits=8, clip="quantile", quantile=0.9999984), description="Token and bigram tables."
+        GroupConfig(bits=8, clip="quantile", quantile=0.9999984), description="Token and bigram tables, untied head."
     )
-    small: GroupConfig = Field(GroupConfig(bits=16), description="Everything of at most `small_weights` weights.")
-    small_weights: int = Field(65_536, ge=0, description="Tensors of at most this many weights count as small.")
+    small: GroupConfig = Field(
+        GroupConfig(bits=16), description="Matrices and tables of at most `small_weights` weights; floats."
+    )
+    small_weights: int = Field(
+        65_536, ge=0, description="A matrix or table of at most this many weights is small; a bank counts per matrix."
+    )
+    vector_bits: Literal[16, 32] = Field(16, description="Gains, scales, gates and other vectors: fp16 or fp32.")
     search_quantiles: tuple[float, ...] = Field(
-        (0.999, 0.9995, 0.9999, 0.99999, 1.0), min_length=1, description="Candidates of clip 'search'."
+        (0.999, 0.9995, 0.9999, 0.99999, 1.0), min_length=1, description="Candidates of clip 'search', each in (0, 1]."
     )
     search_per: Literal["row", "matrix"] = Field("row", description="GPTQ-lite keeps the best candidate per this.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.small.bits < 16:
+            raise ValueError(
+                f"small tensors are floats, small.bits is 16 or 32; got {self.small.bits}; "
+                "lower small_weights to code more"
+            )
+        if not all(0 < quantile <= 1 for quantile in self.search_quantiles):
+            raise ValueError(f"search_quantiles lie in (0, 1]; got {list(self.search_quantiles)}")
+        return self
 
     def reads(self) -> tuple[str, ...]:
         """The clip search needs no data."""
