@@ -100,7 +100,7 @@ class Checker:
         try:
             record = read_record(self._backend, path)
         except FileNotFoundError:
-            return []
+            return [DamagedArtifact(path, "a record", None, self._backend.url)]
         except DamagedArtifact as damage:
             self._backend.move(path, f"quarantined/{stage}/{key}/damaged.json")
             return [damage]

@@ -5,7 +5,7 @@
      ...
     }
 
-The digest is sha256 of the text with the first 77 bytes (`{"sha256": "<64 hex>",`) replaced by `{`.
+The digest is sha256 of the text with the first 78 bytes (`{"sha256": "<64 hex>",`) replaced by `{`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _HEAD_BYTES = len(_HEAD) + 64 + len(b'",')
 
 def dump_document(document: dict[str, Any]) -> tuple[bytes, str]:
     """(text, digest) of a document. Refuses NaN and what JSON cannot say."""
+    assert document, "an empty document says nothing"
     if "sha256" in document:
         raise BadName('a document\'s own digest is "sha256"; it cannot have a field of this name; rename the field')
     try:

@@ -52,7 +52,7 @@ class Waiting:
         on_wait: Callable[[str], None] | None,
     ) -> None:
         self._key = key
-        self._timeout_s = timeout_s
+        self._timeout_s = float("inf") if timeout_s is None else timeout_s
         self._cancel = cancel or threading.Event()
         self._on_wait = on_wait
         self._started_s = time.monotonic()
@@ -64,12 +64,12 @@ class Waiting:
             self._on_wait(holder)
         self._told = holder
         waited_s = time.monotonic() - self._started_s
-        if self._timeout_s is not None and waited_s >= self._timeout_s:
+        if waited_s >= self._timeout_s:
             raise LeaseTimeout(
                 f"only one worker makes {self._key} at a time; waited {waited_s:.0f} s for {holder}; "
                 "wait longer, or stop that one"
             )
-        if self._cancel.wait(seconds):
+        if self._cancel.wait(min(seconds, self._timeout_s - waited_s)):
             raise LeaseCancelled(f"the waiting for {holder} to finish {self._key} was stopped; run again to go on")
 
 

@@ -18,7 +18,7 @@ from artifacts.attempts import Attempts
 from artifacts.backend import Backend, host_name, open_backend
 from artifacts.check import Checker, Finding
 from artifacts.documents import dump_document, load_document
-from artifacts.errors import DamagedArtifact, NotFound, StoreFormat
+from artifacts.errors import DamagedArtifact, NotFound, StoreFormat, StoreUnavailable
 from artifacts.lease import TIME_LIMIT_S, Lease, Waiting, lease
 from artifacts.local import LocalBackend
 from artifacts.lookup import Lookup
@@ -363,9 +363,15 @@ class Store:
             )
 
     def _mark_format(self) -> None:
-        if not self._marked:
-            self._backend.create("store.json", dump_document({"format": FORMAT})[0])
-            self._marked = True
+        if self._marked:
+            return
+        raw, _ = dump_document({"format": FORMAT})
+        if self._backend.create("store.json", raw) and self._backend.create("store.json", raw):
+            raise StoreUnavailable(
+                f"a store must be able to make a file only if there is none; {self.url} made one twice (some object "
+                "stores ignore `If-None-Match`); choose another store with --store"
+            )
+        self._marked = True
 
 
 def _default_cache(backend: Backend) -> Path:
