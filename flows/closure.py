@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows.normal import digest_source, is_type_checking, normal_form
+from flows.normal import digest_form, form_of, is_type_checking
 from stages.contract import StageError
 
 PACKAGES = ("artifacts", "configs", "flows", "model", "stages")  # everything else is installed, not ours
@@ -172,9 +172,9 @@ def read_facts(source: str, path: str) -> _Facts:
     imports: list[tuple[str, str]] = []
     for node in _executable(tree):
         imports += _imports(node, path)
-    is_config = is_config_module(path)
-    acts = bool(normal_form(source, is_config=is_config))
-    return _Facts(digest_source(source, is_config=is_config), acts, tuple(dict.fromkeys(imports)), _data_files(tree))
+    data = _data_files(tree)
+    form = form_of(tree, is_config=is_config_module(path))
+    return _Facts(digest_form(form), bool(form), tuple(dict.fromkeys(imports)), data)
 
 
 def _executable(tree: ast.AST) -> Iterator[ast.AST]:

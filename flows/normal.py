@@ -43,16 +43,21 @@ class Statement:
 
 def normal_form(source: str, *, is_config: bool = False) -> str:
     """The module's normal form, one statement a line; an empty string for a module that does nothing."""
-    return "\n".join(statement.text for statement in statements(ast.parse(source), is_config=is_config))
+    return form_of(ast.parse(source), is_config=is_config)
 
 
-def digest_source(source: str, *, is_config: bool = False) -> str:
-    """sha256 of the normal form, as hex."""
-    return hashlib.sha256(normal_form(source, is_config=is_config).encode()).hexdigest()
+def form_of(module: ast.Module, *, is_config: bool = False) -> str:
+    """The normal form of a parsed module; a config module loses its fields on the way."""
+    return "\n".join(statement.text for statement in statements(module, is_config=is_config))
+
+
+def digest_form(form: str) -> str:
+    """sha256 of a normal form, as hex."""
+    return hashlib.sha256(form.encode()).hexdigest()
 
 
 def statements(module: ast.Module, *, is_config: bool = False) -> Iterator[Statement]:
-    """The statements of a module that can act, in source order."""
+    """The statements of a module that can act, in source order; a config module loses its fields on the way."""
     if is_config:
         module = _without_fields(module)
     return _block(module.body, 0, "body", "")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.normal import digest_source, normal_form, statements
+from flows.normal import digest_form, normal_form, statements
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("artifacts", "configs", "flows", "model", "stages", "tests")
@@ -254,9 +254,10 @@ lambda: (yield)
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from flows.normal import digest_source
+from flows.normal import digest_form, normal_form
 sources = json.load(open(sys.argv[2], encoding="utf-8"))
-print(json.dumps({path: digest_source(text, is_config=path.endswith("config.py")) for path, text in sources.items()}))
+form = lambda path, text: digest_form(normal_form(text, is_config=path.endswith("config.py")))
+print(json.dumps({path: form(path, text) for path, text in sources.items()}))
 """
 
 
@@ -269,10 +270,12 @@ def test_every_supported_python_writes_the_same_form(version: str, python: Path 
     (tmp_path / "sources.json").write_text(json.dumps(sources), encoding="utf-8")
     command = [str(python), "-I", "-c", SCRIPT, str(ROOT), str(tmp_path / "sources.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    expected = {path: digest_source(text, is_config=path.endswith("config.py")) for path, text in sources.items()}
+    expected = {
+        path: digest_form(normal_form(text, is_config=path.endswith("config.py"))) for path, text in sources.items()
+    }
     assert json.loads(done.stdout) == expected
 
 
 def test_the_form_of_a_known_module_never_changes() -> None:
     # A new form makes everything that was ever paid for run again: raise flows.identity.SCHEMA when that is meant.
-    assert digest_source(TRICKY) == "f18719f8de1a4802c2269583c5a381df84c588ed183c246dae52629e7d57d504"
+    assert digest_form(normal_form(TRICKY)) == "f18719f8de1a4802c2269583c5a381df84c588ed183c246dae52629e7d57d504"
