@@ -46,7 +46,7 @@ def _documents(folder: Path, sample_bytes: int) -> Iterator[str]:
 
 
 def _row_groups(folder: Path) -> list[tuple[Path, int, int]]:
-    """(file, row group, bytes of text) of every shard in order."""
+    """(file, row group, bytes of text, about) of every shard in order."""
     groups: list[tuple[Path, int, int]] = []
     for path in sorted(folder.iterdir()):
         if path.suffix == ".bin":
@@ -56,10 +56,10 @@ def _row_groups(folder: Path) -> list[tuple[Path, int, int]]:
             )
         metadata = pq.read_metadata(path)
         column = metadata.schema.names.index("text")
-        groups += [
-            (path, i, metadata.row_group(i).column(column).total_uncompressed_size)
-            for i in range(metadata.num_row_groups)
-        ]
+        for i in range(metadata.num_row_groups):
+            group = metadata.row_group(i)
+            # Parquet stores each string behind 4 bytes of length; what else is no text is a header per page.
+            groups.append((path, i, group.column(column).total_uncompressed_size - 4 * group.num_rows))
     return groups
 
 
