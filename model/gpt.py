@@ -82,10 +82,12 @@ class GPT(nn.Module):
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Project onto the vocabulary and cap softly, in fp32 (or wider) after the matrix product."""
         weight_VD = self.embed.tokens if self.head is None else self.head.weight
+        softcap = self.config.softcap
+        if softcap:  # dividing here and not after the product touches D numbers per position, and not V
+            x_BTD = x_BTD / softcap
         logits_BTV = functional.linear(x_BTD, weight_VD.to(x_BTD.dtype))
         logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
-        softcap = self.config.softcap
-        return softcap * torch.tanh(logits_BTV / softcap) if softcap else logits_BTV
+        return softcap * torch.tanh(logits_BTV) if softcap else logits_BTV
 
     def compute_dtype(self, device: torch.device) -> torch.dtype:
         """The dtype of the stream and of matrix products: autocast's where it is on, else the parameters'."""

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PARITY = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "parity.py")))
-FROZEN = {name: json.loads((PARITY.FROZEN / f"{name}.json").read_text()) for name in PARITY.SCRIPTS}
-CASES = [(script, case) for script in PARITY.SCRIPTS for case in PARITY.SCRIPTS[script].cases]
+PARITY = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "parity_cases.py")))
+FROZEN = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "tests" / "model" / "parity").iterdir())}
+CASES = [(script, case) for script in FROZEN for case in FROZEN[script]["cases"]]
 
 
 def relative_errors(got: dict, want: dict) -> dict[str, float]:
@@ -28,7 +28,7 @@ def relative_errors(got: dict, want: dict) -> dict[str, float]:
 
 @pytest.mark.parametrize(("script", "case"), CASES)
 def test_forward_loss_gradients_and_muon_equal_the_published_code(script, case):
-    frozen, ours = FROZEN[script]["cases"][case], PARITY.SCRIPTS[script].cases[case]
+    frozen, ours = FROZEN[script]["cases"][case], PARITY.CASES[script][case]
     computed = PARITY.compute_ours(ours, torch.float32)
     computed.updates = PARITY.our_updates(ours, torch.float32, torch.float32, computed.gradients)
     got = PARITY.frozen_values(ours, computed)
@@ -44,13 +44,14 @@ def test_forward_loss_gradients_and_muon_equal_the_published_code(script, case):
     ids=lambda change: next(iter(change)),
 )
 def test_the_comparison_notices_a_small_change_of_a_formula(change):
-    case = PARITY.SCRIPTS["pr398"].cases["short"]
+    case = PARITY.CASES["pr398"]["short"]
     computed = PARITY.compute_ours(replace(case, config=replace(case.config, **change)), torch.float32)
     got, frozen = PARITY.frozen_values(case, computed), FROZEN["pr398"]["cases"]["short"]
     assert max(relative_errors(got["gradients"], frozen["gradients"]).values()) > 3e-4
 
 
-def test_the_frozen_values_name_the_script_that_made_them():
-    for name, script in PARITY.SCRIPTS.items():
-        assert (FROZEN[name]["sha256"], FROZEN[name]["script"]) == (script.sha256, script.ref)
-        assert FROZEN[name]["seed"] == PARITY.SEED
+def test_every_case_is_frozen_from_the_same_shared_weights():
+    assert {name: list(frozen["cases"]) for name, frozen in FROZEN.items()} == {
+        name: list(cases) for name, cases in PARITY.CASES.items()
+    }
+    assert {frozen["seed"] for frozen in FROZEN.values()} == {PARITY.SEED}
