@@ -118,12 +118,17 @@ class _Memory:
     def __init__(self, folder: Path) -> None:
         self._path = folder / CACHE_FILE
         self._changed = False
+        known = self._load()
+        self._files: dict[str, Any] = known.get("files", {})
+        self._embedded: Mapping[str, Any] = known.get("embedded", {})
+
+    def _load(self) -> dict[str, Any]:
+        """What was saved; nothing if it is absent or damaged, and everything is hashed again."""
         try:
             known = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # absent or damaged: everything is hashed again
-            known = {}
-        self._files: dict[str, Any] = known.get("files", {}) if isinstance(known, dict) else {}
-        self._embedded: Mapping[str, Any] = known.get("embedded", {}) if isinstance(known, dict) else {}
+            return known["memory"] if known["sha256"] == _digest(known["memory"]) else {}
+        except (OSError, ValueError, TypeError, KeyError):
+            return {}
 
     def sha256(self, path: Path) -> str:
         """sha256 of a local file's content."""
@@ -165,7 +170,8 @@ class _Memory:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{CACHE_FILE}.")
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"files": self._files, "embedded": self._embedded}, file)
+                memory = {"files": self._files, "embedded": dict(self._embedded)}
+                json.dump({"memory": memory, "sha256": _digest(memory)}, file)
             os.replace(name, self._path)
         except OSError:
             return
