@@ -61,13 +61,13 @@ class GPT(nn.Module):
         dtype = self.compute_dtype(device)
         rope = rotary_tables(config.rope, config.head_dim, tokens_BT.shape[1], device)
         x_BTD = stem_BTD = self.stem(tokens_BT, dtype)
-        skip_weights = [] if self.skip is None else list(self.skip.weights.to(dtype).unbind())
-        saved: list[Tensor] = []
+        skips = () if self.skip is None else self.skip.weights.to(dtype).unbind()
+        saved: list[Tensor] = []  # last in, first out: the innermost pair of blocks is joined first
         for layer, weights in enumerate(layer_weights(self.attn, self.mlp, self.block, config, dtype)):
-            if layer >= config.layers // 2 and saved and skip_weights:
-                x_BTD = torch.addcmul(x_BTD, saved.pop(), skip_weights.pop(0))
+            if layer >= len(skips) and saved:
+                x_BTD = torch.addcmul(x_BTD, saved.pop(), skips[layer - len(skips)])
             x_BTD = transformer_block(x_BTD, stem_BTD, weights, config, rope, self.attend)
-            if layer < config.layers // 2:
+            if layer < len(skips):
                 saved.append(x_BTD)
         return self.logits(rms_norm(x_BTD[:, -last:]))  # -0: all of them
 

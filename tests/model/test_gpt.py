@@ -208,6 +208,12 @@ def test_no_logit_depends_on_a_later_token(features, last_kept, seed):
     assert not torch.equal(before[:, last_kept + 1 :], after[:, last_kept + 1 :])
 
 
+@pytest.mark.parametrize("last", [1, 5, 12])
+def test_logits_of_the_last_positions_alone_are_those_of_all(last):
+    model, tokens = network(EVERYTHING), batch(EVERYTHING)
+    torch.testing.assert_close(model(tokens, last=last), model(tokens)[:, -last:])
+
+
 def test_the_base_stack_has_its_published_number_of_parameters():
     with torch.device("meta"):
         base = GPT(BASE_STACK)
