@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -55,16 +56,21 @@ class Section:
     bytes: int
 
     @property
+    def weights(self) -> int:
+        """Numbers in this section, before any coding."""
+        return sum(math.prod(shape) for _, shape in self.tensors)
+
+    @property
     def label(self) -> str:
         """What people read, such as "int6 codes"."""
         return {"codes": f"int{self.bits} codes", "scales": "row scales", "floats": f"fp{self.bits} tensors"}[self.kind]
 
 
-def all_chains(kind: str, bits: int) -> list[Chain]:
-    """Every chain that is worth trying for a kind of section."""
+def all_chains(kind: str, bits: int, level: int = 22) -> list[Chain]:
+    """Every chain that is worth trying for a kind of section. `level` is zstd's."""
     steps = Integers() if kind == "codes" else FloatPatterns(bits)
     planes = Planes(1 if kind == "codes" else bits // 8)
-    chains = [Chain(steps, planes, (Zstd(),)), Chain(steps, planes, (Lzma(),))]
+    chains = [Chain(steps, planes, (Zstd(level),)), Chain(steps, planes, (Lzma(),))]
     return [Chain(steps, Rans(bits)), Chain(steps, Packed(bits)), *chains] if kind == "codes" else chains
 
 

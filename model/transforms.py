@@ -204,6 +204,11 @@ class Chain:
                     f"a chain is TensorStep, CodeStep, ByteStep...; got {step!r} in place of {kind.__name__}"
                 )
 
+    @property
+    def names(self) -> list[str]:
+        """What its steps are called, in the order of encoding."""
+        return [type(step).__name__ for step in (self.tensor, self.codes, *self.bytes)]
+
     def encode(self, tensors: Sequence[Tensor]) -> bytes:
         """The small bytes of all `tensors`."""
         data = self.codes.encode([self.tensor.encode(tensor) for tensor in tensors])
@@ -245,5 +250,5 @@ def _joined(arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
 
 def _parted(flat: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
     native = flat.astype(flat.dtype.newbyteorder("="))
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(native, ends), shapes, strict=True)]
+    ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int64)
+    return [native[end - math.prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]

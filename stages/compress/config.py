@@ -17,8 +17,12 @@ class Config(StageConfig):
         name="compress", inputs=("quantized",), outputs=("archive",), libraries=("torch", "zstandard")
     )
 
-    codec: Literal["auto", "zstd", "lzma"] = Field(
+    codec: Literal["auto", "zstd", "lzma", "rans"] = Field(
         "auto",
-        description="Entropy coder of the byte streams; auto keeps the smaller of zstd and lzma per stream.",
+        description="Entropy coder: zstd, lzma, or our context coder of integer codes (floats then take the smaller "
+        "of the other two); auto keeps the smallest per section.",
     )
     level: int = Field(22, ge=1, le=22, description="zstd level.")
+    constants: dict[str, int | float | str] = Field(
+        {}, description="Values that scoring may read from the archive, such as a declared TTT horizon."
+    )

@@ -32,7 +32,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         runtime.report_progress(len(rows), len(tensors), "tensors", relative_rmse=row.relative_rmse)
     save_quantized(fresh_role(out, "quantized") / "quantized.safetensors", stored, metadata)
     groups = summary(rows)
-    table = {"tensors": [row.row() for row in rows], "groups": groups}
+    table = [row.row() for row in rows]
     path = fresh_role(out, "errors") / "errors.json"
     path.write_text(json.dumps(table, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return {

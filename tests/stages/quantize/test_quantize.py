@@ -44,7 +44,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "weights"
 
 
-def go(weights: Path, out: Path, runtime: Runtime, config: Config) -> tuple[dict, dict, dict]:
+def go(weights: Path, out: Path, runtime: Runtime, config: Config) -> tuple[dict, dict, list]:
     report = run(config, {"weights": weights}, out, runtime)
     quantized, metadata = load_quantized(out / "quantized" / "quantized.safetensors")
     assert json.loads(metadata["network"]) == to_dict(NETWORK)
@@ -64,37 +64,37 @@ def test_every_tensor_is_stored_in_its_groups_form(weights, tmp_path, runtime):
 
 
 def test_the_error_table_is_what_a_comparison_of_the_tensors_finds(weights, tmp_path, runtime):
-    _, quantized, table = go(weights, tmp_path / "out", runtime, Config(small_weights=512))
+    report, quantized, table = go(weights, tmp_path / "out", runtime, Config(small_weights=512))
     trained, _ = load_weights(weights / "weights.safetensors")
     stored = dequantize_all(quantized)
-    assert [row["name"] for row in table["tensors"]] == sorted(trained)
-    for row in table["tensors"]:
+    assert [row["name"] for row in table] == sorted(trained)
+    for row in table:
         error = (stored[row["name"]] - trained[row["name"]]).double()
         assert row["mse"] == pytest.approx(error.square().mean().item(), rel=1e-9)
         assert row["max_error"] == error.abs().max().item()
         rms = trained[row["name"]].double().square().mean().sqrt().item()
         assert row["relative_rmse"] == pytest.approx(error.square().mean().sqrt().item() / rms, rel=1e-9)
-    by_name = {row["name"]: row for row in table["tensors"]}
+    by_name = {row["name"]: row for row in table}
     assert sum(by_name["mlp.up"]["clips"].values()) == pytest.approx(1)
     assert by_name["mlp.up"]["floored_rows"] is None
-    assert table["groups"]["all"]["weights"] == sum(t.numel() for t in trained.values())
-    assert 0.01 < table["groups"]["matrices"]["relative_rmse"] < 0.06
-    assert table["groups"]["embeddings"]["relative_rmse"] < 0.01
+    assert report["groups"]["all"]["weights"] == sum(t.numel() for t in trained.values())
+    assert 0.01 < report["groups"]["matrices"]["relative_rmse"] < 0.06
+    assert report["groups"]["embeddings"]["relative_rmse"] < 0.01
 
 
 def test_a_floor_is_counted_by_the_rows_it_holds(weights, tmp_path, runtime):
     config = Config(small_weights=512, matrices=GroupConfig(bits=6, scale_floor=FLOOR))
     _, quantized, table = go(weights, tmp_path / "out", runtime, config)
-    row = next(row for row in table["tensors"] if row["name"] == "mlp.up")
+    row = next(row for row in table if row["name"] == "mlp.up")
     at_floor = quantized["mlp.up"].scales == torch.tensor(FLOOR).half()
     assert row["floored_rows"] == at_floor.double().mean().item()
     assert 0 < row["floored_rows"] < 1
 
 
 def test_fewer_bits_give_larger_errors_in_that_group_only(weights, tmp_path, runtime):
-    _, _, six = go(weights, tmp_path / "a", runtime, Config(small_weights=512))
+    six, _, _ = go(weights, tmp_path / "a", runtime, Config(small_weights=512))
     config = Config(small_weights=512, matrices=GroupConfig(bits=5, clip="search"))
-    _, _, five = go(weights, tmp_path / "b", runtime, config)
+    five, _, _ = go(weights, tmp_path / "b", runtime, config)
     assert five["groups"]["matrices"]["relative_rmse"] > 1.8 * six["groups"]["matrices"]["relative_rmse"]
     assert five["groups"]["embeddings"] == six["groups"]["embeddings"]
 

@@ -1,0 +1,164 @@
+"""The stage: the archive is what was quantised, and smaller than what the published runs would store."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import torch
+import zstandard
+
+from model.archive import list_sections, read_archive, read_quantized
+from model.config import GPTConfig, to_dict
+from model.grid import Grid, choose_scales, quantize
+from model.quantized import Coded, Quantized, dequantize_all, equal, save_quantized
+from model.transforms import Lzma, Rans, Zstd
+from stages.compress import stage
+from stages.compress.config import Config
+from stages.compress.stage import run
+from stages.contract import StageError
+
+NETWORK = GPTConfig(layers=4, dim=256, heads=4, kv_heads=2, mlp_hidden=768)
+
+
+def trained_like(*shape: int, seed: int, columns: float, rows: float = 0.12) -> torch.Tensor:
+    """Gaussian weights whose rows and columns differ in size as in a small trained run, where the relative spread over
+    columns was 0.1 (mlp.up) to 0.4 (mlp.down) and over rows 0.1 to 0.15."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(*shape, generator=generator) * 0.1
+    w *= torch.exp(columns * torch.randn(*shape[:-2], 1, shape[-1], generator=generator))
+    return w * torch.exp(rows * torch.randn(*shape[:-1], 1, generator=generator))
+
+
+def coded(w: torch.Tensor, bits: int) -> Coded:
+    grid = Grid(bits=bits)
+    scales = choose_scales(w.abs().amax(-1), grid)
+    return Coded(quantize(w, scales, grid), scales, bits)
+
+
+def network(layers: int) -> dict[str, Coded | torch.Tensor]:
+    shapes = {
+        "attn.q": ((layers, 256, 256), 0.15),
+        "attn.k": ((layers, 128, 256), 0.2),
+        "attn.v": ((layers, 128, 256), 0.28),
+        "attn.o": ((layers, 256, 256), 0.09),
+        "mlp.up": ((layers, 768, 256), 0.12),
+        "mlp.down": ((layers, 256, 768), 0.4),
+    }
+    found: dict[str, Coded | torch.Tensor] = {
+        name: coded(trained_like(*shape, seed=seed, columns=columns), 6)
+        for seed, (name, (shape, columns)) in enumerate(shapes.items())
+    }
+    found["embed.tokens"] = coded(trained_like(1024, 256, seed=9, columns=0.1), 8)
+    found["block.attn_scale"] = (1 + 0.1 * torch.randn(layers, 256, generator=torch.Generator().manual_seed(8))).half()
+    return found
+
+
+def published_blob(quantized: Quantized) -> bytes:
+    """What the published runs compress: a dict of unstacked tensors through `torch.save`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in quantized.items():
+        if isinstance(tensor, Coded) and tensor.codes.ndim == 3:
+            for layer, (codes, scales) in enumerate(zip(tensor.codes, tensor.scales, strict=True)):
+                tensors |= {f"blocks.{layer}.{name}.q": codes.clone(), f"blocks.{layer}.{name}.scale": scales.clone()}
+        elif isinstance(tensor, Coded):
+            tensors |= {f"{name}.q": tensor.codes, f"{name}.scale": tensor.scales}
+        else:
+            tensors[name] = tensor
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "quantized").mkdir()
+    return tmp_path / "quantized"
+
+
+def store(folder: Path, quantized: Quantized, network: str = json.dumps(to_dict(NETWORK))) -> dict[str, Path]:
+    save_quantized(folder / "quantized.safetensors", quantized, {"network": network} if network else {})
+    return {"quantized": folder}
+
+
+def small() -> dict[str, Coded | torch.Tensor]:
+    return {"a": coded(trained_like(2, 16, 40, seed=1, columns=0.2), 6), "b": torch.linspace(-2, 2, 99).half()}
+
+
+def test_the_archive_is_two_per_cent_smaller_than_the_published_formats(folder, tmp_path, runtime):
+    quantized = network(4)
+    report = run(Config(), store(folder, quantized), tmp_path / "out", runtime)
+    assert report["archive_bytes"] == (tmp_path / "out" / "archive" / "archive.fwy").stat().st_size
+    weights = sum(t.codes.numel() for t in quantized.values() if isinstance(t, Coded))
+    assert weights > 2_000_000
+    blob = published_blob(quantized)
+    assert report["archive_bytes"] <= 0.98 * len(zstandard.ZstdCompressor(level=22).compress(blob))
+    assert report["archive_bytes"] <= 0.98 * len(lzma.compress(blob, preset=6))
+    decoded, _, _ = read_quantized(tmp_path / "out" / "archive" / "archive.fwy")
+    assert equal(decoded, quantized)
+
+
+def test_what_scoring_reads_is_the_dequantised_network(folder, tmp_path, runtime):
+    run(Config(constants={"horizon_chunks": 7}), store(folder, small()), tmp_path / "out", runtime)
+    tensors, config, constants = read_archive(tmp_path / "out" / "archive" / "archive.fwy")
+    assert config == NETWORK
+    assert constants == {"horizon_chunks": 7}
+    assert all(torch.equal(tensors[name], want) for name, want in dequantize_all(small()).items())
+
+
+@pytest.mark.parametrize(("codec", "step"), [("zstd", Zstd), ("lzma", Lzma), ("rans", Rans)])
+def test_a_codec_that_is_asked_for_is_the_one_used(folder, tmp_path, runtime, codec, step):
+    report = run(Config(codec=codec, level=3), store(folder, small()), tmp_path / "out", runtime)
+    sections = list_sections(tmp_path / "out" / "archive" / "archive.fwy")
+    codes = next(section for section in sections if section.kind == "codes")
+    assert any(isinstance(s, step) for s in (codes.chain.codes, *codes.chain.bytes))
+    if codec == "zstd":
+        assert all(section.chain.bytes == (Zstd(3),) for section in sections)
+    assert [row["label"] for row in report["sections"]] == ["int6 codes", "fp16 tensors", "row scales"]
+    assert sum(row["weights"] for row in report["sections"]) == 2 * 16 * 40 + 99 + 2 * 16
+
+
+def test_auto_is_never_larger_than_one_codec(folder, tmp_path, runtime):
+    inputs = store(folder, small())
+    sizes = {
+        codec: run(Config(codec=codec), inputs, tmp_path / codec, runtime)["archive_bytes"]
+        for codec in ("auto", "zstd", "lzma", "rans")
+    }
+    assert min(sizes.values()) == sizes["auto"]
+
+
+def test_the_same_input_gives_the_same_bytes(folder, tmp_path, runtime):
+    inputs = store(folder, small())
+    for name in ("a", "b"):
+        run(Config(), inputs, tmp_path / name, runtime)
+    files = [tmp_path / name / "archive" / "archive.fwy" for name in ("a", "b")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["archive"]
+
+
+def test_an_archive_that_does_not_decode_to_its_input_stops_the_stage(folder, tmp_path, runtime, monkeypatch):
+    def wrong(path: Path):
+        quantized, config, constants = read_quantized(path)
+        a = quantized["a"]
+        assert isinstance(a, Coded)
+        scales = a.scales.clone()
+        scales[1, 15] = torch.nextafter(scales[1, 15], torch.tensor(9.0).half())  # one bit of one scale
+        return {**quantized, "a": Coded(a.codes, scales, a.bits)}, config, constants
+
+    monkeypatch.setattr(stage, "read_quantized", wrong)
+    with pytest.raises(RuntimeError, match="does not decode"):
+        run(Config(), store(folder, small()), tmp_path / "out", runtime)
+
+
+def test_damaged_or_foreign_input_is_a_stage_error(folder, tmp_path, runtime):
+    with pytest.raises(StageError, match="network"):
+        run(Config(), store(folder, small(), network=""), tmp_path / "a", runtime)
+    with pytest.raises(StageError, match="no field"):
+        run(Config(), store(folder, small(), network='{"nope": 1}'), tmp_path / "b", runtime)
+    path = folder / "quantized.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StageError, match="damaged"):
+        run(Config(), {"quantized": folder}, tmp_path / "c", runtime)
