@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -108,14 +109,14 @@ class Adapter:
         context: int,
         *,
         forward: Callable[[Tensor], Tensor] | None = None,
-        autocast: Callable[[], torch.autocast] | None = None,
+        autocast: Callable[[], AbstractContextManager[object]] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.steps = 0
         self._network, self._settings, self._context = network, settings, context
-        self._forward = forward or network
-        self._autocast = autocast or (lambda: torch.autocast("cpu", enabled=False))
+        self._forward = network if forward is None else forward
+        self._autocast = autocast or nullcontext
         self._rank, self._world = rank, world
         self._slices = adapting_slices(network.named_parameters(), settings.freeze)
         self._optimizer = _optimizer([s.view for s in self._slices], settings)

@@ -12,6 +12,7 @@ import sentencepiece
 import torch
 import torch.distributed as dist
 
+from model.attention import choose_attention
 from model.referee import RuleBroken
 from model.score import score
 from stages.contract import Runtime, StageError, fresh_role
@@ -20,7 +21,7 @@ from stages.evaluate.config import Config
 from stages.evaluate.excerpts import choose_excerpts
 from stages.evaluate.load import load_bytes, load_network, open_stream, refusing
 from stages.evaluate.outputs import score_table, write_ledger, write_score
-from stages.evaluate.passes import Progress, make_adapter, make_referee, make_scorer, windows_of
+from stages.evaluate.passes import Progress, compute_dtype, make_adapter, make_referee, make_scorer, windows_of
 
 
 def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
@@ -30,6 +31,8 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
     source = inputs["archive"] / "archive.fwy" if of_archive else inputs["weights"] / "weights.safetensors"
     with refusing():
         network = load_network(source).to(device)
+        attention = choose_attention(network.config, device, compute_dtype(config, device))
+        network.attend = attention.attend
         table = load_bytes(inputs["tokenizer"])
         stream = open_stream(inputs["val"], min(network.config.vocab, table.vocab))
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(inputs["tokenizer"] / "tokenizer.model"))
@@ -59,6 +62,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         "seconds": seconds,
         "tokens_per_s": forward_tokens / max(seconds, 1e-9),
         "peak_memory_bytes": peak_memory_bytes(device),
+        "attention": attention.name,
         "device": device_name(device),
     }
 
