@@ -178,10 +178,12 @@ def _command(arguments: argparse.Namespace) -> Command:
     name = arguments.command
     if name == "run":
         from flows.commands.run import run as command
-    elif name in ("plan", "why", "accept"):
-        from flows.commands import planning
-
-        command = {"plan": planning.plan, "why": planning.why, "accept": planning.accept}[name]
+    elif name == "plan":
+        from flows.commands.planning import plan as command
+    elif name == "why":
+        from flows.commands.planning import why as command
+    elif name == "accept":
+        from flows.commands.accept import accept as command
     elif name == "runs":
         from flows.commands.runs import runs as command
     elif name == "artifacts":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from artifacts.errors import StoreError
@@ -23,64 +24,61 @@ class AttemptStore(Protocol):
         """Replace the mirrored state with what is in `folder`; False if it changed under our hands."""
         ...
 
-    def remove_attempt(self, key: str) -> None:
-        """Forget the mirrored state."""
-
 
 class Mirror:
-    """While entered, a thread mirrors `folder` whenever it has changed; on the way out it does so once more."""
+    """The checkpoints of one key, between a job's folder and the store."""
 
-    def __init__(self, store: AttemptStore, key: str, folder: Path, every_s: float = EVERY_S) -> None:
-        self._store, self._key, self._folder, self._every_s = store, key, folder, every_s
-        self._stop = threading.Event()
-        self._seen = self._state()
-        self._thread = threading.Thread(target=self._loop, name=f"mirror-{key[:8]}", daemon=True)
+    def __init__(self, store: AttemptStore, key: str, every_s: float = EVERY_S) -> None:
+        self._store, self._key, self._every_s = store, key, every_s
+        self._seen: tuple[tuple[str, int, int], ...] = ()
 
-    def restore(self) -> None:
+    def restore(self, folder: Path) -> None:
         """Bring back what an interrupted attempt at this key left, on whatever machine it ran."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._store.restore_attempt(self._key, self._folder)
-        self._seen = self._state()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._store.restore_attempt(self._key, folder)
+        self._seen = _state(folder)
 
-    def remove(self) -> None:
-        """The record exists: checkpoints have no more use."""
-        self._store.remove_attempt(self._key)
+    @contextmanager
+    def copying(self, folder: Path) -> Iterator[None]:
+        """Copy `folder` whenever it has changed; after a failure once more, for the checkpoint written at the end."""
+        stop = threading.Event()
 
-    def __enter__(self) -> Mirror:
-        self._thread.start()
-        return self
+        def loop() -> None:
+            while not stop.wait(self._every_s):
+                self._copy(folder)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        if kind is not None:
-            self._copy()  # the checkpoint that the stage wrote when it was asked to stop
+        copier = threading.Thread(target=loop, name=f"mirror-{self._key[:8]}", daemon=True)
+        copier.start()
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            copier.join()
+            self._copy(folder)
+            raise
+        finally:
+            stop.set()
+            copier.join()
 
-    def _loop(self) -> None:
-        while not self._stop.wait(self._every_s):
-            self._copy()
-
-    def _copy(self) -> None:
-        state = self._state()
+    def _copy(self, folder: Path) -> None:
+        state = _state(folder)
         if state == self._seen:
             return
         try:
-            copied = self._store.mirror_attempt(self._key, self._folder)
+            copied = self._store.mirror_attempt(self._key, folder)
         except (OSError, StoreError):
             return  # a checkpoint that cannot be copied now costs time later, never the run; tried again
         if copied:
             self._seen = state
 
-    def _state(self) -> tuple[tuple[str, int, int], ...]:
-        if not self._folder.is_dir():
-            return ()
-        found = []
-        for path in sorted(self._folder.rglob("*")):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue  # replaced by the next one at this moment
-            found.append((str(path.relative_to(self._folder)), stat.st_size, stat.st_mtime_ns))
-        return tuple(found)
+
+def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What tells one state of a folder from another."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue  # replaced by the next one at this moment
+        found.append((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return tuple(found)

@@ -86,6 +86,7 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
         store,
         {
             "recipe": recipe.name,
+            "asked": request.recipe,
             "scale": loaded.scale,
             "seed": seed,
             "overrides": redact_argv(list(request.overrides)),
@@ -130,7 +131,7 @@ def look_outside(recipe: Recipe, cache_folder: Path) -> tuple[Outside, dict[str,
     """Fingerprints of what comes from outside the river, and where it was."""
     digest, provenance = fingerprint_corpus(recipe.corpus, cache_folder)
     model = Input(fingerprint_model(recipe.vocabulary.model)) if recipe.vocabulary.model else None
-    return Outside(corpus=Input(digest), source=Input(None), vocabulary=model), {"corpus": provenance}
+    return Outside(corpus=Input(digest), source=Input("0" * 64), vocabulary=model), {"corpus": provenance}
 
 
 def local_folder(store: Store) -> Path:

@@ -63,11 +63,12 @@ class Session:
     deadline_s: float | None = None
     grace_s: float = GRACE_S
     done: dict[StepId, Outcome] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    # Closures are remembered as they are computed; and CPython 3.11 can fail when two threads are in `ast.parse`.
+    parsing: threading.Lock = field(default_factory=threading.Lock)
 
     def key(self, step: Step) -> tuple[str, Components]:
         """The step's key and what it was made of."""
-        with self._lock:  # the identity remembers closures as it computes them
+        with self.parsing:
             components = self.identity.components(step)
         return key_of(components), components
 

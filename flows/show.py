@@ -1,19 +1,18 @@
-"""What a run looks like in a terminal: live lines and bars for people, plain lines for logs, tables for both."""
+"""What a run looks like while it goes on: live bars for people, plain lines for logs; and its result at the end."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import IO, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Table
 
 from flows import launch
 from flows.session import Event, Outcome
+from flows.tables import print_table, seconds_text
 
 PLAIN_EVERY_S = 30.0  # in a log, one line of a long stage per this
 
@@ -108,40 +107,6 @@ def progress_text(progress: launch.Progress) -> str:
 
 def _rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-
-
-def seconds_text(seconds: float) -> str:
-    """`3.2 s`, `4:07` or `2:03:11`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def bytes_text(count: float) -> str:
-    """Decimal units, as the challenge counts: `15.9 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000 or unit == "GB":
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError("the loop returns")
-
-
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "", right: str = "") -> None:
-    """A table: drawn on a terminal, tab-separated for programs. `right` lists headings to align right."""
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        if title:
-            sys.stdout.write(f"{title}\n")
-        sys.stdout.writelines("\t".join(row) + "\n" for row in [list(headings), *texts])
-        return
-    table = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading in right.split() else "left", overflow="fold")
-    for row in texts:
-        table.add_row(*row)
-    Console().print(table)
 
 
 def print_result(result: Mapping[str, Any]) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from artifacts.record import Record
 from artifacts.records import Published
@@ -65,20 +68,58 @@ def hit_or_run(step: Step, session: Session) -> Outcome:
 
 def _run(step: Step, key: str, components: Components, session: Session) -> tuple[Record, str]:
     """Run the stage and publish; returns the record that counts, and a note if it is not the one just made."""
+    with made(step, key, session, Mirror(session.store, key)) as result:
+        published = session.store.publish(
+            stage=step.stage,
+            part=step.part,
+            key=key,
+            components=components,
+            report=result.report,
+            inputs=session.lineage(step),
+            provenance={**session.provenance(), "run": session.run.id, **result.spent},
+            folder=result.out,
+        )
+    session.store.remove_attempt(key)
+    return published.record, _note(step, published)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A stage's output that is not stored yet."""
+
+    out: Path
+    report: dict[str, Any]
+    spent: dict[str, Any]  # source digest, start, end and seconds
+
+
+@contextmanager
+def made(
+    step: Step,
+    key: str,
+    session: Session,
+    mirror: Mirror | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Iterator[Made]:
+    """Run the stage; its output lives as long as the `with`.
+
+    `mirror` keeps checkpoints for another attempt; `config` is what the stage is told instead of the step's own.
+    """
     folder = session.scratch / f"{step.label.replace('[', '-').strip(']')}-{key[:8]}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        source = snapshot(session.identity, step.stage, folder / "source", session.store)
+        with session.parsing:
+            source = snapshot(session.identity, step.stage, folder / "source", session.store)
         inputs = _lay_out(step, folder / "inputs", session)
         device = Device(**step.device.model_dump()) if step.device else Device()
-        mirror = Mirror(session.store, key, folder / "checkpoints")
-        mirror.restore()
+        checkpoints = folder / "checkpoints"
+        if mirror is not None:
+            mirror.restore(checkpoints)
         with session.slots.lend(_share(step, device), session.cancel) as extra:
             session.run.step(step.stage, step.part, state="running", key=key)
             session.tell(Event("start", step.label))
             job = Job(
                 stage=step.stage,
-                config=step.config.model_dump(mode="json"),
+                config=step.config.model_dump(mode="json") if config is None else config,
                 inputs=inputs,
                 source_root=source.root,
                 seed=step.seed,
@@ -87,21 +128,11 @@ def _run(step: Step, key: str, components: Components, session: Session) -> tupl
                 environment=extra,
             )
             started, started_at = time.monotonic(), utc_now()
-            with mirror:
+            with mirror.copying(checkpoints) if mirror is not None else nullcontext():
                 report = launch(job, folder, session.logs / f"{step.label}.log", _watch(step, session))
-            spent = {"started": started_at, "finished": utc_now(), "seconds": round(time.monotonic() - started, 3)}
-        published = session.store.publish(
-            stage=step.stage,
-            part=step.part,
-            key=key,
-            components=components,
-            report=report,
-            inputs=session.lineage(step),
-            provenance={**session.provenance(), "run": session.run.id, "source": source.sha256, **spent},
-            folder=folder / "out",
-        )
-        mirror.remove()
-        return published.record, _note(step, published)
+        seconds = round(time.monotonic() - started, 3)
+        spent = {"source": source.sha256, "started": started_at, "finished": utc_now(), "seconds": seconds}
+        yield Made(folder / "out", report, spent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from configs.load import load_recipe, names
-from flows.show import print_table
+from flows.tables import print_json, print_table
 
 
 def recipes(arguments: argparse.Namespace) -> int:
@@ -17,7 +16,7 @@ def recipes(arguments: argparse.Namespace) -> int:
         recipe = load_recipe(name).recipe
         rows.append({"name": name, "about": recipe.about, "seed": recipe.seed, "protocols": list(recipe.evaluate)})
     if arguments.json:
-        sys.stdout.write(json.dumps({"recipes": rows, "scales": names("scale")}) + "\n")
+        print_json({"recipes": rows, "scales": names("scale")})
         return 0
     print_table(["recipe", "what it is"], [[row["name"], row["about"]] for row in rows])
     sys.stdout.write(f"scales: {', '.join(names('scale'))}\n")

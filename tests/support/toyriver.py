@@ -39,7 +39,8 @@ def run(config, inputs, out, runtime, seed=0):
     behaviour.act(runtime, out)
     for role in config.SPEC.outputs:
         folder = fresh_role(out, role)
-        for name in COPIES.get(role, [role + ".txt"]):
+        parts = [path.stem for path in inputs.get("documents", out).iterdir()] if role == "shards" else [role]
+        for name in COPIES.get(role, [part + ".txt" for part in parts]):
             (folder / name).write_text(digest.hexdigest() + role + name, encoding="utf-8")
     runtime.report_progress(1, 1, "things", loss=1.5)
     return {report!r}
