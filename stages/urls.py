@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -40,6 +41,11 @@ def refuse_credentials(url: str) -> str:
                 f"{found[0]}; give it without and let the driver find them (environment, configuration or role)"
             )
     return url
+
+
+def absolute(url: str) -> str:
+    """The same URL; a relative local path becomes absolute, because stages run in another folder than the user's."""
+    return url if "://" in url or not url else os.path.abspath(os.path.expanduser(url))
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from stages.config import StageConfig
 from stages.contract import StageSpec
-from stages.urls import refuse_credentials
+from stages.urls import absolute, refuse_credentials
 
 EMBEDDED = "embedded"
 
@@ -54,8 +54,8 @@ class Config(StageConfig):
 
     @field_validator("source", "val_source")
     @classmethod
-    def _no_credentials(cls, url: str) -> str:
-        return refuse_credentials(url)
+    def _location(cls, url: str) -> str:
+        return url if url == EMBEDDED else absolute(refuse_credentials(url))
 
     @model_validator(mode="after")
     def _one_way_to_split(self) -> Self:

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from stages.config import StageConfig
 from stages.contract import StageSpec
-from stages.urls import refuse_credentials
+from stages.urls import absolute, refuse_credentials
 
 
 class Config(StageConfig):
@@ -32,8 +32,8 @@ class Config(StageConfig):
 
     @field_validator("model")
     @classmethod
-    def _no_credentials(cls, url: str) -> str:
-        return refuse_credentials(url)
+    def _location(cls, url: str) -> str:
+        return absolute(refuse_credentials(url))
 
     def reads(self) -> tuple[str, ...]:
         """An imported model needs no documents."""

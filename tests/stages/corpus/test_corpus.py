@@ -145,6 +145,13 @@ def test_a_url_with_credentials_is_refused_by_the_configuration_without_showing_
     assert "hunter2" not in str(error.value)
 
 
+def test_a_relative_path_means_the_users_folder_wherever_the_stage_runs(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(source="texts/*.txt", val_source="s3://bucket/x")
+    assert (config.source, config.val_source) == (f"{tmp_path}/texts/*.txt", "s3://bucket/x")
+    assert Config().source == Config(source="embedded").source == "embedded"
+
+
 @pytest.mark.parametrize(
     "config",
     [
