@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sentencepiece
 
 from model.ledger import Account, Ledger, bits_per_byte
 from model.referee import Referee
-from stages.evaluate.config import Config
+
+if TYPE_CHECKING:
+    from stages.evaluate.config import Config
 
 
 def score_table(config: Config, referee: Referee, stream_tokens: int, adaptation: dict[str, Any]) -> dict[str, Any]:

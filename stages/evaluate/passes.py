@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,7 +17,9 @@ from model.score import Scorer, autocast
 from model.stream import TokenStream
 from model.windows import Windows, target_count
 from stages.contract import Runtime
-from stages.evaluate.config import Config
+
+if TYPE_CHECKING:
+    from stages.evaluate.config import Config
 
 _PROGRESS_S = 0.5
 
