@@ -107,3 +107,8 @@ def test_a_fresh_network_predicts_almost_uniformly():
     logits = model(torch.randint(1024, (4, 32), generator=torch.Generator().manual_seed(0)))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.randint(1024, (128,)))
     assert loss.item() == pytest.approx(math.log(1024), abs=0.02)
+
+
+def test_tensors_of_equal_shape_start_unlike_each_other():
+    state = initialised(BASE)
+    assert not torch.allclose(state["attn.k"], state["attn.v"], atol=0.01)
