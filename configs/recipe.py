@@ -25,35 +25,35 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63
 class DeviceConfig(Strict):
     """What an accelerated stage asks for; part of its identity."""
 
-    kind: str = Field("cpu", pattern="^(cpu|cuda)$", description="cpu or cuda.")
-    count: int = Field(1, ge=1, description="Ranks, one per device.")
-    threads: int = Field(2, ge=1, description="CPU threads per rank; float sums depend on it.")
-    model: str = Field("", description="Substring of the device's name that must be there, such as H100.")
+    kind: str = Field(default="cpu", pattern="^(cpu|cuda)$", description="cpu or cuda.")
+    count: int = Field(default=1, ge=1, description="Ranks, one per device.")
+    threads: int = Field(default=2, ge=1, description="CPU threads per rank; float sums depend on it.")
+    model: str = Field(default="", description="Substring of the device's name that must be there, such as H100.")
 
 
 class Devices(Strict):
     """Requested devices, by accelerated stage."""
 
-    train: DeviceConfig = Field(DeviceConfig(), description="Device of `train`.")
-    quantize: DeviceConfig = Field(DeviceConfig(), description="Device of `quantize`.")
-    evaluate: DeviceConfig = Field(DeviceConfig(), description="Device of `evaluate`.")
+    train: DeviceConfig = Field(default=DeviceConfig(), description="Device of `train`.")
+    quantize: DeviceConfig = Field(default=DeviceConfig(), description="Device of `quantize`.")
+    evaluate: DeviceConfig = Field(default=DeviceConfig(), description="Device of `evaluate`.")
 
 
 class Recipe(Strict):
     """Everything that decides a run's result, the seed aside."""
 
     name: Name = Field(description="Name of the recipe.")
-    about: str = Field("", description="What this recipe is, in a sentence.")
-    seed: int = Field(1337, ge=0, description="Seed when the command names none.")
-    published: dict[str, Any] = Field({}, description="Published figures of the system, as data.")
-    devices: Devices = Field(Devices(), description="Requested devices.")
-    corpus: CorpusConfig = Field(CorpusConfig(), description="Documents.")
-    vocabulary: VocabularyConfig = Field(VocabularyConfig(), description="Tokenizer.")
-    tokenize: TokenizeConfig = Field(TokenizeConfig(), description="Token shards.")
-    train: TrainConfig = Field(TrainConfig(), description="Training.")
-    average: AverageConfig = Field(AverageConfig(), description="Weight averaging.")
-    quantize: QuantizeConfig = Field(QuantizeConfig(), description="Quantisation.")
-    compress: CompressConfig = Field(CompressConfig(), description="Archive.")
-    bundle: BundleConfig = Field(BundleConfig(), description="Packed code.")
-    weigh: WeighConfig = Field(WeighConfig(), description="Size check.")
-    evaluate: dict[Name, EvaluateConfig] = Field({}, description="One protocol per name.")
+    about: str = Field(default="", description="What this recipe is, in a sentence.")
+    seed: int = Field(default=1337, ge=0, description="Seed when the command names none.")
+    published: dict[str, Any] = Field(default={}, description="Published figures of the system, as data.")
+    devices: Devices = Field(default=Devices(), description="Requested devices.")
+    corpus: CorpusConfig = Field(default=CorpusConfig(), description="Documents.")
+    vocabulary: VocabularyConfig = Field(default=VocabularyConfig(), description="Tokenizer.")
+    tokenize: TokenizeConfig = Field(default=TokenizeConfig(), description="Token shards.")
+    train: TrainConfig = Field(default=TrainConfig(), description="Training.")
+    average: AverageConfig = Field(default=AverageConfig(), description="Weight averaging.")
+    quantize: QuantizeConfig = Field(default=QuantizeConfig(), description="Quantisation.")
+    compress: CompressConfig = Field(default=CompressConfig(), description="Archive.")
+    bundle: BundleConfig = Field(default=BundleConfig(), description="Packed code.")
+    weigh: WeighConfig = Field(default=WeighConfig(), description="Size check.")
+    evaluate: dict[Name, EvaluateConfig] = Field(default={}, description="One protocol per name.")

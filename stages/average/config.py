@@ -21,11 +21,11 @@ class Config(StageConfig):
     )
 
     kind: Literal["raw", "ema", "swa", "tight_swa", "mean"] = Field(
-        "ema",
+        default="ema",
         description="raw: last step; ema; swa: mean of all snapshots; tight_swa: mean of the last ones; "
         "mean: of the raw weights of several runs.",
     )
-    last: int = Field(12, ge=1, description="Snapshots that tight_swa takes, counted from the end.")
+    last: int = Field(default=12, ge=1, description="Snapshots that tight_swa takes, counted from the end.")
 
     def reads(self) -> tuple[str, ...]:
         """Only the chosen weights, so that the others never cause a rerun."""

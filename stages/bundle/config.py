@@ -17,4 +17,4 @@ class Config(StageConfig):
         name="bundle", inputs=("source",), outputs=("bundle",), libraries=("python-minifier",)
     )
 
-    recipe: dict[str, Any] = Field({}, description="The resolved recipe, seed-free; the wiring fills it in.")
+    recipe: dict[str, Any] = Field(default={}, description="The resolved recipe, seed-free; the wiring fills it in.")

@@ -18,11 +18,11 @@ class Config(StageConfig):
     )
 
     codec: Literal["auto", "zstd", "lzma", "rans"] = Field(
-        "auto",
+        default="auto",
         description="Entropy coder: zstd, lzma, or our context coder of integer codes (floats then take the smaller "
         "of the other two); auto keeps the smallest per section.",
     )
-    level: int = Field(22, ge=1, le=22, description="zstd level.")
+    level: int = Field(default=22, ge=1, le=22, description="zstd level.")
     constants: dict[str, int | float | str] = Field(
-        {}, description="Values that scoring may read from the archive, such as a declared TTT horizon."
+        default={}, description="Values that scoring may read from the archive, such as a declared TTT horizon."
     )

@@ -24,32 +24,32 @@ class Config(StageConfig):
     LOCATIONS: ClassVar[tuple[str, ...]] = ("source", "val_source")
 
     source: str = Field(
-        EMBEDDED,
+        default=EMBEDDED,
         min_length=1,
         description="'embedded' (prose of the installation), a path, folder, glob, fsspec URL, or hf://datasets/... .",
     )
-    val_source: str = Field("", description="A separate source for val, same forms; empty splits `source`.")
+    val_source: str = Field(default="", description="A separate source for val, same forms; empty splits `source`.")
     format: Literal["auto", "text", "jsonl", "parquet", "shards"] = Field(
-        "auto",
+        default="auto",
         description="Reader; auto decides by the file name. 'shards' imports the challenge's .bin files.",
     )
-    text_field: str = Field("text", description="Name of the text column of JSONL and Parquet sources.")
+    text_field: str = Field(default="text", description="Name of the text column of JSONL and Parquet sources.")
     val_fraction: float = Field(
-        0.04,
+        default=0.04,
         gt=0,
         lt=1,
         description="Share of documents that go to val, by content hash (embedded: share of the text, by package).",
     )
     val_documents: int = Field(
-        0, ge=0, description="Take the first documents as val instead of a share; the challenge takes 50,000."
+        default=0, ge=0, description="Take the first documents as val instead of a share; the challenge takes 50,000."
     )
     duplicates: Literal["drop", "keep"] = Field(
-        "drop",
+        default="drop",
         description="Exact duplicates of an earlier document, in train or val; the challenge's export keeps them.",
     )
-    max_documents: int = Field(0, ge=0, description="Stop after this many documents of `source`; 0 reads all.")
+    max_documents: int = Field(default=0, ge=0, description="Stop after this many documents of `source`; 0 reads all.")
     shard_bytes: int = Field(
-        64 << 20, ge=1 << 12, description="Target size of one document shard. Unit: bytes of UTF-8 text."
+        default=64 << 20, ge=1 << 12, description="Target size of one document shard. Unit: bytes of UTF-8 text."
     )
 
     @field_validator("source", "val_source")

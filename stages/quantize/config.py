@@ -15,13 +15,18 @@ class GroupConfig(Strict):
 
     bits: Literal[4, 5, 6, 7, 8, 16, 32] = Field(description="Bits per weight; 16 and 32 store floats.")
     clip: Literal["max", "quantile", "search"] = Field(
-        "max",
+        default="max",
         description="Row's clip: its largest magnitude, a fixed quantile, or GPTQ-lite's search over quantiles.",
     )
-    quantile: float = Field(1.0, gt=0, le=1, description="The quantile of |w| in a row that clip 'quantile' takes.")
-    scale_floor: float = Field(0.0, ge=0, description="Smallest scale (step) of a row; the published one is 1/31.")
+    quantile: float = Field(
+        default=1.0, gt=0, le=1, description="The quantile of |w| in a row that clip 'quantile' takes."
+    )
+    scale_floor: float = Field(
+        default=0.0, ge=0, description="Smallest scale (step) of a row; the published one is 1/31."
+    )
     full_range: bool = Field(
-        False, description="Also use the code -2^(bits - 1), which has no positive twin, as the published int6 does."
+        default=False,
+        description="Also use the code -2^(bits - 1), which has no positive twin, as the published int6 does.",
     )
 
 
@@ -36,21 +41,32 @@ class Config(StageConfig):
         accelerated=True,
     )
 
-    matrices: GroupConfig = Field(GroupConfig(bits=6, clip="search"), description="Matrices of attention and MLP.")
+    matrices: GroupConfig = Field(
+        default=GroupConfig(bits=6, clip="search"), description="Matrices of attention and MLP."
+    )
     embeddings: GroupConfig = Field(
-        GroupConfig(bits=8, clip="quantile", quantile=0.9999984), description="Token and bigram tables, untied head."
+        default=GroupConfig(bits=8, clip="quantile", quantile=0.9999984),
+        description="Token and bigram tables, untied head.",
     )
     small: GroupConfig = Field(
-        GroupConfig(bits=16), description="Matrices and tables of at most `small_weights` weights; floats."
+        default=GroupConfig(bits=16), description="Matrices and tables of at most `small_weights` weights; floats."
     )
     small_weights: int = Field(
-        65_536, ge=0, description="A matrix or table of at most this many weights is small; a bank counts per matrix."
+        default=65_536,
+        ge=0,
+        description="A matrix or table of at most this many weights is small; a bank counts per matrix.",
     )
-    vector_bits: Literal[16, 32] = Field(16, description="Gains, scales, gates and other vectors: fp16 or fp32.")
+    vector_bits: Literal[16, 32] = Field(
+        default=16, description="Gains, scales, gates and other vectors: fp16 or fp32."
+    )
     search_quantiles: tuple[float, ...] = Field(
-        (0.999, 0.9995, 0.9999, 0.99999, 1.0), min_length=1, description="Candidates of clip 'search', each in (0, 1]."
+        default=(0.999, 0.9995, 0.9999, 0.99999, 1.0),
+        min_length=1,
+        description="Candidates of clip 'search', each in (0, 1].",
     )
-    search_per: Literal["row", "matrix"] = Field("row", description="GPTQ-lite keeps the best candidate per this.")
+    search_per: Literal["row", "matrix"] = Field(
+        default="row", description="GPTQ-lite keeps the best candidate per this."
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -21,14 +21,14 @@ class Config(StageConfig):
     )
     LOCATIONS: ClassVar[tuple[str, ...]] = ("model",)
 
-    size: int = Field(1024, ge=264, le=65_536, description="Pieces, byte and control pieces included.")
-    model: str = Field("", description="fsspec URL of an existing .model to import; empty trains one.")
+    size: int = Field(default=1024, ge=264, le=65_536, description="Pieces, byte and control pieces included.")
+    model: str = Field(default="", description="fsspec URL of an existing .model to import; empty trains one.")
     sample_bytes: int = Field(
-        16 << 20,
+        default=16 << 20,
         ge=1 << 16,
         description="Text that training reads, taken evenly from the documents. Unit: bytes.",
     )
-    character_coverage: float = Field(0.999, gt=0, le=1, description="Share of characters that get a piece.")
+    character_coverage: float = Field(default=0.999, gt=0, le=1, description="Share of characters that get a piece.")
 
     @field_validator("model")
     @classmethod

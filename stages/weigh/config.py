@@ -15,5 +15,7 @@ class Config(StageConfig):
 
     SPEC: ClassVar[StageSpec] = StageSpec(name="weigh", inputs=("archive", "bundle"), outputs=("sizes",))
 
-    cap_bytes: int = Field(16_000_000, ge=1, description="Code and model together, at most. Unit: decimal bytes.")
-    allow_oversize: bool = Field(False, description="Go on over the cap; every later number carries the mark.")
+    cap_bytes: int = Field(
+        default=16_000_000, ge=1, description="Code and model together, at most. Unit: decimal bytes."
+    )
+    allow_oversize: bool = Field(default=False, description="Go on over the cap; every later number carries the mark.")
