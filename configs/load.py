@@ -76,6 +76,11 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in (FOLDER / f"{kind}s").glob("*.toml"))
 
 
+def challenge() -> Table:
+    """The rules of the challenge: `challenge.toml`."""
+    return _read(FOLDER / "challenge.toml")
+
+
 def recipe_layers(name: str) -> list[Layer]:
     """A recipe's own layer and those that it extends, base first."""
     layers: list[Layer] = []

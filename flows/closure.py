@@ -131,14 +131,16 @@ class SourceTree:
 
     def _remembered(self) -> dict[str, dict[str, object]]:
         if self._known is None:
-            self._known = {}
-            try:
-                raw = json.loads(self._cache.read_text(encoding="utf-8")) if self._cache else {}
-            except (OSError, ValueError):
-                raw = {}
-            if isinstance(raw, dict) and raw.get("schema") == _CACHE_SCHEMA:
-                self._known = raw["files"]
+            self._known = _read_cache(self._cache) if self._cache else {}
         return self._known
+
+
+def _read_cache(path: Path) -> dict[str, dict[str, object]]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent or damaged: everything is parsed again
+        return {}
+    return raw["files"] if isinstance(raw, dict) and raw.get("schema") == _CACHE_SCHEMA else {}
 
 
 def _stamp(file: Path) -> list[int]:

@@ -188,10 +188,9 @@ def _encode_node(node: ast.AST, skip: tuple[str, ...] = ()) -> list[Any]:
             continue
         if name == "keywords" and isinstance(node, ast.Call) and _last_name(node.func) == "Field":
             value = [keyword for keyword in value if keyword.arg not in {"description", "title"}]
-        if name == "format_spec":
-            if not (text := _merge_text(value.values)):
-                continue
-            encoded.append([name, text])
+        if isinstance(value, ast.JoinedStr) and name == "format_spec":
+            if text := _merge_text(value.values):
+                encoded.append([name, text])
         else:
             encoded.append([name, _encode(value)])
     return encoded

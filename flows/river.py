@@ -91,7 +91,7 @@ def river(recipe: Recipe, seed: int, outside: Outside, outputs: Outputs) -> Iter
     """Every step in river order. `outputs` must hold a step's files (or None) before the next step is asked for."""
     r = recipe
 
-    def step(stage: str, config: StageConfig, part: str = "", **inputs: Input) -> Step:
+    def step(stage: str, config: StageConfig, part: str = "", /, **inputs: Input) -> Step:
         spec = config.SPEC
         wanted = {role: inputs[role] for role in config.reads()}
         device: DeviceConfig | None = getattr(r.devices, stage) if spec.accelerated else None

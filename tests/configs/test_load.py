@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import Layer, check, load_recipe, names, parse_override
+from configs.load import Layer, challenge, check, load_recipe, names, parse_override
 from stages.contract import StageError
 
 RECIPES, SCALES = names("recipe"), names("scale")
@@ -199,3 +199,8 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, exp
 
 def test_a_base_layer_alone_is_checked_too() -> None:
     assert check([Layer("here", {"name": "x"})]).recipe.train.steps == 9000
+
+
+def test_the_cap_is_that_of_the_challenge() -> None:
+    assert check([Layer("here", {"name": "x"})]).recipe.weigh.cap_bytes == challenge()["cap_bytes"] == 16_000_000
+    assert challenge()["validation"]["sp1024"]["targets"] == 30_284 * 2048
