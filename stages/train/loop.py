@@ -72,7 +72,7 @@ class Trainer:
         self.telemetry = Telemetry([name for name, _ in self.model.named_parameters()], device)
         on_gpu = device.type == "cuda"
         self.bfloat16 = on_gpu if config.precision == "auto" else config.precision == "bfloat16"
-        if self.bfloat16:  # the few matrix products that stay in fp32 need not be exact either
+        if on_gpu and self.bfloat16:  # the few matrix products that stay in fp32 need not be exact either
             torch.set_float32_matmul_precision("high")
         self.compiled = on_gpu if config.compile == "auto" else config.compile == "on"
         self._token_nats = torch.compile(token_nats, fullgraph=True, dynamic=False) if self.compiled else token_nats
@@ -192,7 +192,7 @@ class Trainer:
             self.optimizers.load(_below("optimizer/", tensors))
             if self.ema:
                 self.ema.load(_below("ema/", tensors))
-            torch.set_rng_state(tensors["rng/cpu"])
+            torch.set_rng_state(tensors["rng/cpu"].clone())  # a view into a file may lie where torch cannot read it
         if self.runtime.rank == 0:
             self.checkpoints.forget_all_but(step)
 
