@@ -122,7 +122,8 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         commands.add_parser("accept", help="declare two versions of a stage's code equivalent, with proof")
     )
     accept.add_argument("old", help="an artifact made by the older code: name or key")
-    accept.add_argument("new", help="an artifact made by the newer code, or a recipe to run with it")
+    accept.add_argument("new", nargs="?", default="", help="one made by the newer code; default: the tree as it is now")
+    accept.add_argument("--recipe", default="", help="what to run both codes on (default: the recipe that made OLD)")
     accept.add_argument("--reason", required=True, help="why the results must be equal")
 
 

@@ -123,6 +123,11 @@ class Identity:
         self._tree = SourceTree(root, cache_file)
         self._closures: dict[str, Closure] = {}
 
+    @property
+    def tree(self) -> SourceTree:
+        """The source tree that is keyed."""
+        return self._tree
+
     def closure(self, stage: str) -> Closure:
         """The modules that the stage's process can execute."""
         if stage not in self._closures:

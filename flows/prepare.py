@@ -27,6 +27,7 @@ from flows.river import Input, Outside
 from flows.rundoc import RunDocument, mark_crashed
 from flows.session import Event, Session
 from flows.slots import Slots
+from flows.source import bundle_source
 from stages.contract import StageError
 
 DEFAULT_STORE = ".fairway"
@@ -81,7 +82,7 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
     store = Store.open(request.store)
     local = local_folder(store)
     identity = Identity(request.source_root, local / "cache" / "closures.json")
-    outside, outside_provenance = look_outside(recipe, local / "cache")
+    outside, outside_provenance = look_outside(recipe, identity, local / "cache")
     run = RunDocument(
         store,
         {
@@ -127,11 +128,12 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
             identity.save()
 
 
-def look_outside(recipe: Recipe, cache_folder: Path) -> tuple[Outside, dict[str, Any]]:
+def look_outside(recipe: Recipe, identity: Identity, cache_folder: Path) -> tuple[Outside, dict[str, Any]]:
     """Fingerprints of what comes from outside the river, and where it was."""
     digest, provenance = fingerprint_corpus(recipe.corpus, cache_folder)
     model = Input(fingerprint_model(recipe.vocabulary.model)) if recipe.vocabulary.model else None
-    return Outside(corpus=Input(digest), source=Input("0" * 64), vocabulary=model), {"corpus": provenance}
+    source = bundle_source(identity.tree.root, identity.tree)
+    return Outside(corpus=Input(digest), source=source, vocabulary=model), {"corpus": provenance}
 
 
 def local_folder(store: Store) -> Path:

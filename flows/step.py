@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.record import Record
+from artifacts.digest import hash_file
+from artifacts.record import File, Record
 from artifacts.records import Published
 from flows.identity import Components
 from flows.launch import Interrupted, Job, Watch, launch
@@ -148,13 +149,29 @@ def _watch(step: Step, session: Session) -> Watch:
 
 
 def _lay_out(step: Step, root: Path, session: Session) -> Mapping[str, Path]:
-    """Read-only folders of the step's inputs. Roles without files lie outside the store: the stage reads them."""
+    """Read-only folders of the step's inputs. Roles without files lie outside: the stage reads them where they are."""
     folders: dict[str, Path] = {}
     for role, given in step.inputs.items():
-        if given.files:
+        if given.files and given.origin:
             folders[role] = root / role
-            session.store.fetch(given.files, folders[role], verify="full" if step.stage in FULLY_VERIFIED else "stamp")
+            verify = "full" if step.stage in FULLY_VERIFIED else "stamp"
+            session.store.fetch(given.files, folders[role], verify=verify)
+        elif given.files:
+            folders[role] = root / role
+            _copy_source(given.files, session.identity.tree.root, folders[role])
     return folders
+
+
+def _copy_source(files: tuple[File, ...], tree: Path, folder: Path) -> None:
+    """Files that no stage made come from the source tree."""
+    for file in files:
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tree / file.path, target)
+        if hash_file(target) != (file.sha256, file.bytes):
+            raise StageError(
+                f"a run sees one state of the source; {file.path} was edited while it went on; run it again"
+            )
 
 
 def _share(step: Step, device: Device) -> Device:

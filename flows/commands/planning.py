@@ -1,4 +1,4 @@
-"""`fairway plan`, `why` and `accept`: what would run, and why. Imports neither torch nor Prefect."""
+"""`fairway plan` and `fairway why`: what would run, and why. Imports neither torch nor Prefect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _expected(each: Planned) -> str:
 def _plan(store: Store, loaded: Loaded, seed: int | None) -> list[Planned]:
     local = local_folder(store)
     identity = Identity(ROOT, local / "cache" / "closures.json")
-    outside, _ = look_outside(loaded.recipe, local / "cache")
+    outside, _ = look_outside(loaded.recipe, identity, local / "cache")
     planned = make_plan(loaded, loaded.recipe.seed if seed is None else seed, outside, store, identity)
     identity.save()
     return planned
@@ -89,7 +89,7 @@ def _between(store: Store, old: Record, new: Record) -> list[Change]:
 
 def _since(store: Store, old: Record) -> list[Change]:
     """Against the tree as it is now, with the recipe of the run that made the record."""
-    run = _maker(store, old)
+    run = maker(store, old)
     loaded = load_recipe(run["asked"], run["scale"], run["overrides"])
     planned = _plan(store, loaded, run["seed"])
     step = next((each.step for each in planned if (each.step.stage, each.step.part) == (old.stage, old.part)), None)
@@ -100,7 +100,7 @@ def _since(store: Store, old: Record) -> list[Change]:
     return explain(old.components, new, lambda: published_source(old, store), lambda: identity.source(old.stage))
 
 
-def _maker(store: Store, record: Record) -> dict[str, Any]:
+def maker(store: Store, record: Record) -> dict[str, Any]:
     """The document of the run that made a record, or of one that used it."""
     made_by = record.provenance.get("run")
     for run in reversed(store.list_runs()):

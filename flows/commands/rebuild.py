@@ -38,7 +38,7 @@ def rebuild(store: Store, arguments: argparse.Namespace) -> int:
     loaded = load_recipe(document["asked"], document["scale"], document["overrides"])
     local = local_folder(store)
     identity = Identity(ROOT, local / "cache" / "closures.json")
-    outside, _ = look_outside(loaded.recipe, local / "cache")
+    outside, _ = look_outside(loaded.recipe, identity, local / "cache")
     run = RunDocument(_Nowhere(), {})
     viewer = show.PlainRun(sys.stderr)
     sweep(store, local)

@@ -273,7 +273,7 @@ def test_the_stage_runs_from_the_code_that_was_keyed(tree: Path, tmp_path: Path)
     assert not file.startswith(str(tree))
     # Only the closure is there: what the key does not know cannot be imported.
     source = Store.open(tmp_path / "store").read_object(outcome.record.provenance["source"])
-    assert b"stages/compress/behaviour.py" in source
+    assert b"stages/compress/stage.py" in source
     assert b"stages/train" not in source
 
 

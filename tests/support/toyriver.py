@@ -17,26 +17,23 @@ STAGE = '''
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from stages.contract import StageError, fresh_role
-from stages.{name} import behaviour
 
 COPIES = {copies!r}
 
 
 def run(config, inputs, out, runtime, seed=0):
     """Hash everything that may matter and write it under every role."""
-    digest = hashlib.sha256(config.model_dump_json().encode() + str(seed).encode())
+    digest = hashlib.sha256(config.model_dump_json(exclude=set(config.LOCATIONS)).encode() + str(seed).encode())
     for role in sorted(inputs):
         for path in sorted(p for p in inputs[role].rglob("*") if p.is_file()):
             digest.update(path.relative_to(inputs[role]).as_posix().encode() + path.read_bytes())
-    behaviour.act(runtime, out)
+    act(runtime, out)
     for role in config.SPEC.outputs:
         folder = fresh_role(out, role)
         parts = [path.stem for path in inputs.get("documents", out).iterdir()] if role == "shards" else [role]
@@ -44,13 +41,11 @@ def run(config, inputs, out, runtime, seed=0):
             (folder / name).write_text(digest.hexdigest() + role + name, encoding="utf-8")
     runtime.report_progress(1, 1, "things", loss=1.5)
     return {report!r}
-'''
-QUIET = '''
-"""What else happens when this toy runs: nothing."""
 
 
 def act(runtime, out):
-    """Nothing."""
+    """What else happens when this toy runs."""
+{body}
 '''
 COPIES = {
     "corpus": {"train": ["00000.parquet", "00001.parquet"], "val": ["00000.parquet"]},
@@ -71,15 +66,12 @@ def make_tree(folder: Path) -> Path:
         for path in (folder / "stages" / stage).glob("*.py"):
             if path.name not in ("__init__.py", "__main__.py", "config.py"):
                 path.unlink()
-        text = STAGE.format(name=stage, copies=COPIES.get(stage, {}), report=REPORTS.get(stage, {"toy": stage}))
-        (folder / "stages" / stage / "stage.py").write_text(text, encoding="utf-8")
-        (folder / "stages" / stage / "behaviour.py").write_text(QUIET, encoding="utf-8")
+        behave(folder, stage, "pass")
     return folder
 
 
 def behave(tree: Path, stage: str, body: str) -> None:
     """Make a toy do `body` (statements; `runtime`, `out`, os, signal, sys, time at hand) before it writes anything."""
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
-    imports = "import os\nimport signal\nimport sys\nimport time\n\nfrom stages.contract import StageError\n"
-    text = f'"""A toy\'s behaviour."""\n\n{imports}\n\ndef act(runtime, out):\n    """As the test asks."""\n{lines}\n'
-    (tree / "stages" / stage / "behaviour.py").write_text(text, encoding="utf-8")
+    text = STAGE.format(copies=COPIES.get(stage, {}), report=REPORTS.get(stage, {"toy": stage}), body=lines)
+    (tree / "stages" / stage / "stage.py").write_text(text, encoding="utf-8")
