@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flows.normal import digest_form, form_of, is_type_checking
+from flows.normal import digest_form, form_of, is_type_checking, whole_form_of
 from stages.contract import StageError
 
 PACKAGES = ("artifacts", "configs", "flows", "model", "stages")  # everything else is installed, not ours
 ROOT = Path(__file__).resolve().parents[1]
-_CACHE_SCHEMA = 1
+_CACHE_SCHEMA = 2
 # A file written twice within the clock's resolution can keep its stamp: younger files are parsed every time.
 _SETTLED_S = 2.0
 
@@ -32,6 +32,7 @@ class Closure:
     """The modules that an entry module can execute."""
 
     digests: Mapping[str, str]  # module, or data file, -> digest
+    whole: Mapping[str, str]  # the same, error text and fields of configurations included
     files: Mapping[str, Path]  # path relative to the root -> file; the packages' empty __init__.py too
 
 
@@ -40,6 +41,7 @@ class _Facts:
     """What one file says, whatever the files around it say."""
 
     digest: str
+    whole: str
     acts: bool  # has statements at all; an empty __init__.py has none
     imports: tuple[tuple[str, str], ...]  # (module, name or "")
     data: tuple[str, ...]  # relative paths of data files that the module declares in DATA_FILES
@@ -59,6 +61,7 @@ class SourceTree:
     def closure(self, entry: str) -> Closure:
         """The closure of module `entry`. Raises StageError for a module that is missing or imports dynamically."""
         digests: dict[str, str] = {}
+        whole: dict[str, str] = {}
         files: dict[str, Path] = {}
         wanted = [(entry, "")]
         seen: set[str] = set()
@@ -73,12 +76,12 @@ class SourceTree:
                 facts = self._read(path)
                 files[path] = self.root / path
                 if facts.acts:
-                    digests[module] = facts.digest
+                    digests[module], whole[module] = facts.digest, facts.whole
                 for data in facts.data:
                     files[data] = self.root / data
-                    digests[data] = _digest_data(self.root / data, path)
+                    digests[data] = whole[data] = _digest_data(self.root / data, path)
                 wanted += facts.imports
-        return Closure(dict(sorted(digests.items())), dict(sorted(files.items())))
+        return Closure(dict(sorted(digests.items())), dict(sorted(whole.items())), dict(sorted(files.items())))
 
     def stage(self, name: str) -> Closure:
         """The closure of the process that runs stage `name`."""
@@ -151,7 +154,7 @@ def _stamp(file: Path) -> list[int]:
 def _facts_from_json(raw: object) -> _Facts:
     assert isinstance(raw, dict)
     imports = tuple((module, name) for module, name in raw["imports"])
-    return _Facts(raw["digest"], raw["acts"], imports, tuple(raw["data"]))
+    return _Facts(raw["digest"], raw["whole"], raw["acts"], imports, tuple(raw["data"]))
 
 
 def _digest_data(file: Path, declared_by: str) -> str:
@@ -174,9 +177,9 @@ def read_facts(source: str, path: str) -> _Facts:
     imports: list[tuple[str, str]] = []
     for node in _executable(tree):
         imports += _imports(node, path)
-    data = _data_files(tree)
+    data, whole = _data_files(tree), digest_form(whole_form_of(tree))
     form = form_of(tree, is_config=is_config_module(path))
-    return _Facts(digest_form(form), bool(form), tuple(dict.fromkeys(imports)), data)
+    return _Facts(digest_form(form), whole, bool(form), tuple(dict.fromkeys(imports)), data)
 
 
 def _executable(tree: ast.AST) -> Iterator[ast.AST]:

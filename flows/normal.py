@@ -13,6 +13,8 @@ what is there for their sake: settings of the validation, classes of nothing but
 uses. A field acts through its resolved value, and the key holds that value (`configs/introduced.py`); so a new field
 that is off, with its check, changes no key. Methods, properties, `ClassVar`s and functions stay.
 
+The *whole* form keeps error text and fields. It is what `bundle` depends on: packed code carries both.
+
 Standard library only, no import of ours: a test runs this file under every supported Python.
 """
 
@@ -51,6 +53,11 @@ def form_of(module: ast.Module, *, is_config: bool = False) -> str:
     return "\n".join(statement.text for statement in statements(module, is_config=is_config))
 
 
+def whole_form_of(module: ast.Module) -> str:
+    """The form of a parsed module with its error text and fields."""
+    return "\n".join(statement.text for statement in _block(module.body, 0, "body", "", keep_text=True))
+
+
 def digest_form(form: str) -> str:
     """sha256 of a normal form, as hex."""
     return hashlib.sha256(form.encode()).hexdigest()
@@ -60,26 +67,26 @@ def statements(module: ast.Module, *, is_config: bool = False) -> Iterator[State
     """The statements of a module that can act, in source order; a config module loses its fields on the way."""
     if is_config:
         module = _without_fields(module)
-    return _block(module.body, 0, "body", "")
+    return _block(module.body, 0, "body", "", keep_text=False)
 
 
-def _block(nodes: list[Any], depth: int, block: str, definition: str) -> Iterator[Statement]:
+def _block(nodes: list[Any], depth: int, block: str, definition: str, *, keep_text: bool) -> Iterator[Statement]:
     for node in nodes:
         if _is_silent(node):
             continue
         if isinstance(node, ast.If) and is_type_checking(node.test):
-            yield from _block(node.orelse, depth, block, definition)
+            yield from _block(node.orelse, depth, block, definition, keep_text=keep_text)
             continue
-        yield Statement(
-            json.dumps([depth, block, _encode_header(node)], separators=(",", ":")), definition, *_header_lines(node)
-        )
+        header = _encode_node(node, skip=_BLOCKS) if keep_text else _encode_header(node)
+        text = json.dumps([depth, block, header], separators=(",", ":"))
+        yield Statement(text, definition, *_header_lines(node))
         inner = definition
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             inner = f"{definition}.{node.name}".lstrip(".")
         for name in _BLOCKS:
             children = getattr(node, name, None)
             if isinstance(children, list):  # the body of a lambda is an expression
-                yield from _block(children, depth + 1, name, inner)
+                yield from _block(children, depth + 1, name, inner, keep_text=keep_text)
 
 
 def _is_silent(node: ast.AST) -> bool:
@@ -160,7 +167,7 @@ def _first_line(node: Any) -> int:
 
 
 def _encode_header(node: ast.AST) -> list[Any]:
-    """A statement without the statements that it holds."""
+    """A statement without the statements that it holds, and without error text."""
     if isinstance(node, ast.Raise):
         return ["Raise", ["exc", _encode_error(node.exc)], ["cause", _encode(node.cause)]]
     if isinstance(node, ast.Assert):

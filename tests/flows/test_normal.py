@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.normal import digest_form, normal_form, statements
+from flows.normal import digest_form, normal_form, statements, whole_form_of
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("artifacts", "configs", "flows", "model", "stages", "tests")
@@ -202,6 +202,16 @@ def test_a_config_module_forgets_what_acts_through_values(edit: str) -> None:
 def test_a_config_module_keeps_its_code(edit: str) -> None:
     assert CONFIG.count(CONFIG_KEPT[edit][0]) == 1
     assert not equal(CONFIG, CONFIG.replace(*CONFIG_KEPT[edit]), is_config=True)
+
+
+def test_the_whole_form_keeps_error_text_and_fields_and_forgets_the_rest() -> None:
+    def whole(text: str) -> str:
+        return whole_form_of(ast.parse(text))
+
+    assert whole('raise E("a")') != whole('raise E("b")')
+    assert whole(CONFIG) != whole(CONFIG.replace("0.1", "0.2"))
+    for edit in ("comment", "docstring", "description", "layout", "quotes"):
+        assert whole(BASE) == whole(BASE.replace(*FORGOTTEN[edit]))
 
 
 def test_a_module_of_prose_alone_has_an_empty_form() -> None:
