@@ -27,6 +27,7 @@ class Progress:
     """What a checkpoint holds beside tensors."""
 
     step: int = 0
+    expected_steps: int = 0  # what horizons scale to, measured or configured
     train_s: float = 0.0  # seconds on the training clock
     last: dict[str, float] = field(default_factory=dict)  # the last finished step, as a line of the curve
     curve: list[dict[str, float]] = field(default_factory=list)

@@ -97,7 +97,8 @@ class Config(StageConfig):
     expected_steps: int = Field(
         default=0,
         ge=0,
-        description="Steps that the budget is expected to allow: what horizons scale to; 0 = `steps`.",
+        description="Steps that the run is expected to take: what horizons scale to; 0 = `steps`, or with clock wall "
+        "what the budget allows at the speed measured before it starts.",
     )
     budget_s: float = Field(
         default=0.0, ge=0, description="Wall-clock budget of the training loop; 0 = none. Unit: seconds."

@@ -11,17 +11,16 @@ from torch import Tensor
 class Ema:
     """average <- decay * average + (1 - decay) * weights, all tensors in one batched call."""
 
-    def __init__(self, state: Mapping[str, Tensor], decay: float) -> None:
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._live = list(state.values())
         self._average = [tensor.detach().float().clone() for tensor in self._live]
         self._names = list(state)
-        self._decay = decay
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the live weights as they are now."""
+    def update(self, decay: float) -> None:
+        """Take in the live weights as they are now; `decay` is the weight of the old average."""
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            self._average, self._live, 1.0 - self._decay
+            self._average, self._live, 1.0 - decay
         )
 
     def state(self) -> dict[str, Tensor]:

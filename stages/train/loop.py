@@ -36,7 +36,8 @@ from stages.train.validation import Validation
 if TYPE_CHECKING:
     from stages.train.config import Config
 
-WARM_UP_STEPS = 3  # compile every graph before the clock starts; the state is restored afterwards
+WARM_UP_STEPS = 3  # before the clock starts; enough to compile every graph and to fill every cache
+MEASURED_STEPS = 3
 PROGRESS_EVERY_S = 0.5
 
 
@@ -54,13 +55,13 @@ class Trainer:
         seed: int,
     ) -> None:
         self.config = config
-        self.schedule = Schedule(config)
         self.spans, self.validation = spans, validation
         self.runtime, self.device = runtime, device
         self.checkpoints = checkpoints
         self.interrupts = Interrupts()
         self.clock = Stopwatch(device)
-        self.progress = Progress()
+        self.progress = Progress(expected_steps=config.expected_steps or config.steps)
+        self.schedule = Schedule(config, self.progress.expected_steps)
         self.resumed = Progress()  # where this process took over
         torch.manual_seed(seed)
         self.model = GPT(config.network)
@@ -68,7 +69,7 @@ class Trainer:
         self.model.to(device)
         self.parameters = list(self.model.parameters())
         self.optimizers = Optimizers(self.model, config, device)
-        self.ema = Ema(self.model.state_dict(), self.schedule.ema_decay) if config.ema.enabled else None
+        self.ema = Ema(self.model.state_dict()) if config.ema.enabled else None
         self.telemetry = Telemetry([name for name, _ in self.model.named_parameters()], device)
         on_gpu = device.type == "cuda"
         self.bfloat16 = on_gpu if config.precision == "auto" else config.precision == "bfloat16"
@@ -90,6 +91,7 @@ class Trainer:
             try:
                 self._warm_up()
                 self._resume()
+                self.schedule = Schedule(self.config, self.progress.expected_steps)
                 return self._steps()
             except Interrupted as interrupted:
                 if self._running and self.progress.step:
@@ -125,7 +127,7 @@ class Trainer:
     def _train_step(self, batches: Iterator[Batch], scale: float) -> None:
         loss, parameter_norms, gradient_norms = self._update(batches, self.progress.step, scale)
         if self.ema:
-            self.ema.update()
+            self.ema.update(self.schedule.ema_decay)
         self.progress.step = step = self.progress.step + 1
         self.telemetry.push(step, scale, loss, parameter_norms, gradient_norms)
         for measured in self.telemetry.ready():
@@ -170,8 +172,13 @@ class Trainer:
     # ---- checkpoints
 
     def _warm_up(self) -> None:
-        """Compile every graph on real batches before the clock starts, then undo what that changed."""
-        if not self.compiled:
+        """Compile every graph on real batches before the clock starts, and measure a step where the plan needs it.
+
+        What that changed is undone.
+        """
+        config = self.config
+        measured = config.schedule.clock == "wall" and not config.expected_steps
+        if not self.compiled and not measured:
             return
         initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         batches = stream_batches(self.spans, self.device)
@@ -180,8 +187,19 @@ class Trainer:
         if self.validation is not None:
             with torch.no_grad():
                 self._nats(*_next(batches))
+        if measured:
+            allowed = config.budget_s / self._step_s(batches)
+            self.progress.expected_steps = int(from_first_rank([min(allowed, config.steps)], self.spans.world)[0]) or 1
         self.model.load_state_dict(initial)
         self.optimizers.reset()
+
+    def _step_s(self, batches: Iterator[Batch]) -> float:
+        watch = Stopwatch(self.device)
+        watch.stop()  # what is in the queue is not part of it
+        watch.start(0.0)
+        for step in range(MEASURED_STEPS):
+            self._update(batches, step, scale=1.0)
+        return watch.stop() / MEASURED_STEPS
 
     def _resume(self) -> None:
         step = int(from_first_rank([self.checkpoints.newest_step()], self.spans.world)[0])

@@ -18,6 +18,7 @@ def report(trainer: Trainer, ended: str, device: str) -> dict[str, Any]:
     return {
         "params": sum(parameter.numel() for parameter in trainer.parameters),
         "steps": progress.step,
+        "expected_steps": progress.expected_steps,
         "tokens": tokens,
         "epochs": tokens / trainer.spans.stream.tokens,
         "seconds": progress.train_s,

@@ -65,10 +65,9 @@ def ema_decay(time_constant: float) -> float:
 
 
 class Schedule:
-    """A configuration's schedule, its horizons resolved to steps of this run."""
+    """A configuration's schedule, its horizons resolved to steps of a run that is expected to take `expected`."""
 
-    def __init__(self, config: Config) -> None:
-        expected = config.expected_steps or config.steps
+    def __init__(self, config: Config, expected: int) -> None:
         self._config = config
         self._warmup = resolve(config.schedule.warmup, expected)
         self._warmdown = resolve(config.schedule.warmdown, expected)

@@ -134,6 +134,18 @@ def test_a_time_budget_ends_the_run_and_scales_the_rate_by_the_clock(tiny, input
     assert min(scales) < 0.5
 
 
+def test_by_the_clock_horizons_follow_the_measured_speed(tiny, inputs, tmp_path, runtime):
+    wall = {"clock": "wall", "warmdown": {"steps": 5, "of": 10}}
+    report, out = train(tiny, inputs, tmp_path / "out", runtime, steps=10**6, budget_s=0.8, schedule=wall)
+    assert 1 < report["expected_steps"] < 10**5
+    # Half of the run is warmdown, whatever a step takes here; load changes the speed by less than 3.
+    falling = [line["lr_scale"] < 1 for line in curve(out) if "lr_scale" in line]
+    assert 1 / 6 < sum(falling) / len(falling) < 1
+    # Measuring left no trace: the first step starts from the initial weights at the first token.
+    _, plain = train(tiny, inputs, tmp_path / "plain", runtime)
+    assert curve(out)[1]["train_loss"] == curve(plain)[1]["train_loss"]
+
+
 def test_progress_is_reported_while_it_trains(tiny, inputs, tmp_path, runtime, monkeypatch):
     monkeypatch.setattr(loop, "PROGRESS_EVERY_S", 0.0)
     runtime = replace(runtime, progress=tmp_path / "progress.jsonl")
