@@ -52,8 +52,12 @@ def test_comments_do_not_change_the_digest_and_code_does(tree):
     commented = bundle_source(tree)
     assert commented.digest == before.digest
     assert digest_files(commented.files) != digest_files(before.files)
-    (tree / "model" / "gpt.py").write_text("def forward(x):\n    return x + 2\n")
-    assert bundle_source(tree).digest != before.digest
+    for edit in (
+        "def forward(x):\n    return x + 2\n",
+        "def forward(x):\n    return x + 1\nraise ValueError('text')\n",
+    ):
+        (tree / "model" / "gpt.py").write_text(edit)
+        assert bundle_source(tree).digest != before.digest
 
 
 def test_a_new_module_of_another_room_changes_nothing(tree):

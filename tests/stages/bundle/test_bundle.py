@@ -143,7 +143,7 @@ def text_of(folder: Path, out: Path, recipe: dict | None = None) -> str:
 
 
 EQUAL = {
-    "comments": '"""Doc."""\n# a comment\ndef double(number: int) -> int:\n    """Twice."""\n    return number * 2  # x\n',
+    "comments": '"""Doc."""\n# a comment\ndef double(number: int) -> int:\n    """2x"""\n    return number * 2  # x\n',
     "layout and annotations": "def double(number: float):\n\n\n    return (number*2)\n",
     "type-checking imports": "if TYPE_CHECKING:\n    from x import Y\ndef double(number: 'Y'):\n return number*2\n",
 }
