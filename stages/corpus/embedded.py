@@ -91,8 +91,8 @@ def stamp() -> str:
     """
     parts: list[object] = [sys.version, Path(__file__).read_bytes()]
     for folder in (_stdlib(), *_site_folders()):
-        parts.append(str(folder))
-        parts += sorted(entry.name for entry in os.scandir(folder))  # dist-info folders carry the versions
+        names = os.listdir(folder) if folder.is_dir() else []
+        parts.append((str(folder), sorted(set(names) - {"__pycache__"})))  # dist-info folders carry the versions
     for package in PACKAGES:
         for folder in _site_folders():
             try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import sentencepiece
 
@@ -24,21 +27,30 @@ class Batch:
 
 
 def encode(
-    path: Path, pieces: sentencepiece.SentencePieceProcessor, threads: int, tell: Callable[[int, int], None]
+    path: Path, pieces: sentencepiece.SentencePieceProcessor, workers: int, tell: Callable[[int, int], None]
 ) -> Iterator[Batch]:
-    """Batches of the Parquet shard at `path`; `tell(done, total)` counts its documents."""
-    with pq.ParquetFile(path) as shard:
+    """Batches of the Parquet shard at `path`, encoded by `workers` threads; `tell(done, total)` counts its documents.
+
+    At most `workers` + 1 row groups are in memory. SentencePiece lets go of the interpreter's lock while it encodes.
+    """
+    with pq.ParquetFile(path) as shard, ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Batch]] = deque()
         done = 0
-        for group in range(shard.num_row_groups):
-            columns = shard.read_row_group(group, columns=["id", "text"], use_threads=False)
-            texts: list[str] = columns.column("text").to_pylist()
-            yield Batch(
-                _stream(pieces.encode(texts, out_type=int, num_threads=threads), pieces.bos_id()),
-                columns.column("id").to_pylist(),
-                [len(text.encode()) for text in texts],
-            )
-            done += len(texts)
-            tell(done, shard.metadata.num_rows)
+        for group in range(shard.num_row_groups + workers):
+            if group < shard.num_row_groups:
+                columns = shard.read_row_group(group, columns=["id", "text"], use_threads=False)
+                waiting.append(pool.submit(_batch, pieces, columns))
+            if group >= workers and waiting:
+                batch = waiting.popleft().result()
+                done += len(batch.ids)
+                tell(done, shard.metadata.num_rows)
+                yield batch
+
+
+def _batch(pieces: sentencepiece.SentencePieceProcessor, columns: pa.Table) -> Batch:
+    texts: list[str] = columns.column("text").to_pylist()
+    tokens = _stream(pieces.encode(texts, out_type=int, num_threads=1), pieces.bos_id())
+    return Batch(tokens, columns.column("id").to_pylist(), [len(text.encode()) for text in texts])
 
 
 def _stream(encoded: list[list[int]], bos: int) -> np.ndarray:
