@@ -17,6 +17,7 @@ from artifacts.record import File, Record
 from artifacts.records import Records, read_record, record_path
 from artifacts.verdicts import Rejections
 
+Wanted = dict[str, tuple[File, Record]]  # digest -> a file that has it, and the record that has the file
 DOCUMENTS = ("runs", "names", "pins", "accepted", "rejected", "conflicts", "attempts")
 
 
@@ -54,44 +55,19 @@ class Checker:
         self._rejections = rejections
 
     def check(self, records: Iterable[tuple[str, str]], full: bool) -> list[Finding]:
-        """Findings on these records and their objects; `full` reads every byte in the store, past caches and stamps."""
-        findings: list[Finding] = []
-        wanted: dict[str, tuple[File, Record]] = {}
-        for stage, key in records:
-            path = record_path(stage, key)
-            try:
-                record = self._records.get(stage, key)
-            except (StoreError, KeyError, TypeError) as error:
-                findings.append(Finding("damaged document", path, str(error), stage, key))
-                continue
-            if record is None:
-                continue
-            if record.components and digest_json(record.components) != key:
-                made = digest_json(record.components)
-                findings.append(Finding("wrong key", path, f"the key's components give {made}", stage, key))
-            wanted |= {file.sha256: (file, record) for file in record.files}
-        return findings + [found for found in in_parallel(lambda w: self._object(*w, full), wanted.values()) if found]
+        """Findings on these records and their objects; `full` reads their bytes, past caches and stamps."""
+        findings, wanted = self._records_and_files(records)
+        findings += self._sizes(wanted)
+        return findings + self._digests([object_path(sha256) for sha256 in wanted], wanted) if full else findings
 
-    def check_rest(self, full: bool) -> list[Finding]:
-        """Findings on what is no record: other documents, names, and with `full` objects that no record has."""
-        findings: list[Finding] = []
-        for folder in DOCUMENTS:
-            for entry in self._backend.walk(folder):
-                if not entry.path.endswith(".json"):
-                    continue
-                with suppress(FileNotFoundError):
-                    try:
-                        load_document(self._backend.read(entry.path), entry.path)
-                    except DamagedArtifact as damage:
-                        findings.append(Finding("damaged document", entry.path, str(damage)))
+    def check_all(self, full: bool) -> list[Finding]:
+        """Findings on the whole store; `full` reads every byte in it."""
+        findings, wanted = self._records_and_files(self._records.index())
+        findings += self._sizes(wanted) + self._documents()
         findings += self._dangling_names({finding.path for finding in findings})
         if full:
-            entries = list(self._backend.walk("objects"))
-            hashed = in_parallel(lambda entry: self._hash(entry.path), entries)
-            for entry, found in zip(entries, hashed, strict=True):
-                name = entry.path.split("/")[-1]
-                if found is not None and found[0] != name:
-                    findings.append(Finding("wrong digest", entry.path, f"found sha256 {found[0]}"))
+            contents = [entry.path for folder in ("objects", "attempts") for entry in self._backend.walk(folder)]
+            findings += self._digests([path for path in contents if not path.endswith(".json")], wanted)
         return findings
 
     def quarantine(self, stage: str, key: str) -> list[DamagedArtifact]:
@@ -104,25 +80,70 @@ class Checker:
         except DamagedArtifact as damage:
             self._backend.move(path, f"quarantined/{stage}/{key}/damaged.json")
             return [damage]
-        damages = [damage for damage in map(self._objects.set_aside, record.files) if damage is not None]
+        damages = [damage for damage in in_parallel(self._objects.set_aside, record.files) if damage is not None]
         if damages:
             with suppress(FileNotFoundError):
                 self._backend.move(path, f"quarantined/{stage}/{key}/{record.id}.json")
         return damages
 
-    def _object(self, file: File, record: Record, full: bool) -> Finding | None:
-        path = object_path(file.sha256)
-        where = f"{file.path} of {record.label}"
-        entry = self._backend.entry(path)
-        if entry is None:
-            return Finding("missing object", path, f"{where} is not there", record.stage, record.key)
-        if entry.bytes != file.bytes:
-            text = f"{where} has {entry.bytes} bytes, not {file.bytes}"
-            return Finding("wrong size", path, text, record.stage, record.key)
-        found = self._hash(path) if full else None
-        if found is not None and found[0] != file.sha256:
-            return Finding("wrong digest", path, f"{where} has sha256 {found[0]}", record.stage, record.key)
-        return None
+    def _records_and_files(self, records: Iterable[tuple[str, str]]) -> tuple[list[Finding], Wanted]:
+        findings: list[Finding] = []
+        wanted: Wanted = {}
+        for stage, key in records:
+            path = record_path(stage, key)
+            try:
+                record = self._records.get(stage, key)
+            except (StoreError, KeyError, TypeError) as error:
+                findings.append(Finding("damaged document", path, str(error), stage, key))
+                continue
+            if record is None:  # removed since it was listed
+                continue
+            if record.components and digest_json(record.components) != key:
+                made = digest_json(record.components)
+                findings.append(Finding("wrong key", path, f"the key's components give {made}", stage, key))
+            wanted |= {file.sha256: (file, record) for file in record.files}
+        return findings, wanted
+
+    def _sizes(self, wanted: Wanted) -> list[Finding]:
+        def look(file: File, record: Record) -> Finding | None:
+            entry = self._backend.entry(object_path(file.sha256))
+            if entry is not None and entry.bytes == file.bytes:
+                return None
+            where = f"{file.path} of {record.label}"
+            if entry is None:
+                kind, text = "missing object", f"{where} is not there"
+            else:
+                kind, text = "wrong size", f"{where} has {entry.bytes} bytes, not {file.bytes}"
+            return Finding(kind, object_path(file.sha256), text, record.stage, record.key)
+
+        return [finding for finding in in_parallel(lambda pair: look(*pair), wanted.values()) if finding]
+
+    def _digests(self, paths: list[str], wanted: Wanted) -> list[Finding]:
+        findings: list[Finding] = []
+        for path, found in zip(paths, in_parallel(self._hash, paths), strict=True):
+            sha256 = path.split("/")[-1]
+            if found is None or found[0] == sha256:
+                continue
+            file, record = wanted.get(sha256, (None, None))
+            if file is None or record is None:
+                findings.append(Finding("wrong digest", path, f"{path} has sha256 {found[0]}"))
+            elif found[1] == file.bytes:  # otherwise its size has been reported
+                text = f"{file.path} of {record.label} has sha256 {found[0]}"
+                findings.append(Finding("wrong digest", path, text, record.stage, record.key))
+        return findings
+
+    def _documents(self) -> list[Finding]:
+        findings: list[Finding] = []
+        for folder in DOCUMENTS:
+            for entry in self._backend.walk(folder):
+                if entry.path.endswith(".json"):
+                    try:
+                        load_document(self._backend.read(entry.path), entry.path)
+                    except FileNotFoundError:
+                        continue
+                    except DamagedArtifact as damage:
+                        findings.append(Finding("damaged document", entry.path, str(damage)))
+        return findings
 
     def _hash(self, path: str) -> tuple[str, int] | None:
         """Hash what the store has, not what this host remembers of it."""

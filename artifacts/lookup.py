@@ -68,12 +68,13 @@ class Lookup:
 
     def _by_prefix(self, stage: str | None, prefix: str) -> Record:
         found = list(self._records.index(stage, prefix))
-        if len(found) > 1:
-            shown = ", ".join(f"{s}/{key[:16]}" for s, key in found[:8])
+        rejected = {} if found else self._rejections.by_prefix(stage, prefix)
+        if len(found or rejected) > 1:
+            shown = ", ".join(f"{s}/{key[:16]}" for s, key in [*found, *rejected][:8])
             raise AmbiguousKey(
                 f"a key's beginning must be that of one record; {prefix} begins {shown}; give more of it"
             )
-        record = self._records.get(*found[0]) if found else None
+        record = self._records.get(*found[0]) if found else next(iter(rejected.values()), None)
         if record is None:
             raise NotFound(f"no key in {self._url} begins with {prefix}; see `fairway artifacts ls`")
         return record

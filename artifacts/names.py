@@ -104,7 +104,3 @@ class Names:
         for entry in self._backend.walk("names"):
             words = entry.path.removesuffix(".json").split("/")[1:]
             yield Name(words[0], words[1], int(words[2]), words[3], "/".join(words[4:-1])), int(words[-1])
-
-    def remove(self, name: Name, version: int) -> None:
-        """Forget one version; its number is not given again unless it was the last."""
-        self._backend.delete(f"{name.folder}/{version}.json")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from artifacts.backend import Backend
 from artifacts.documents import dump_document, load_document
-from artifacts.errors import BadName, DamagedArtifact
+from artifacts.errors import BadName, DamagedArtifact, StoreUnavailable
 from artifacts.objects import Objects
 from artifacts.record import File, Record, check_files, check_key, check_stage, record_from_json, record_to_json
 
@@ -65,6 +65,11 @@ class Records:
         )
         # A `gc` elsewhere may have removed an old object that this result shares; ours are fresh, so once is enough.
         self._objects.put(folder / file.path for file in self._objects.missing(files))
+        if lost := self._objects.missing(files):
+            raise StoreUnavailable(
+                f"a store must keep what it is given; {self._backend.url} lost {lost[0].path} twice; see whether "
+                "something else removes its files"
+            )
         return self.add(record, files)
 
     def add(self, record: Record, files: tuple[File, ...]) -> Published:
@@ -73,6 +78,9 @@ class Records:
 
     def adopt(self, record: Record) -> Published:
         """Store another store's record, as it is, whose objects are in place."""
+        there = self.get(record.stage, record.key)
+        if there is not None and there.id == record.id:
+            return Published(there, "same", record)
         return self._create(dump_document(record_to_json(record))[0], record)
 
     def _create(self, raw: bytes, ours: Record) -> Published:

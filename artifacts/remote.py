@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,9 @@ class FsspecBackend:
         """Every file below `folder` in order of path; `prefix` is how the name of the folder's entries begins."""
         at = self._at(folder)
         options = {} if self._in_memory else {"prefix": prefix}
-        with self._explained("list", folder):
-            try:
-                found = self._fs.find(at, detail=True, **options)
-            except FileNotFoundError:
-                return
+        found: dict[str, dict[str, Any]] = {}
+        with self._explained("list", folder), suppress(FileNotFoundError):
+            found = self._fs.find(at, detail=True, **options)
         skip = len(self._root) + 1
         for full, info in sorted(found.items()):
             path = full[skip:]

@@ -274,7 +274,7 @@ class Store:
         wanted = list(scope)
         if wanted:
             return self._checker.check(self._lookup.resolve_all(wanted), full)
-        return self._checker.check(self._records.index(), full) + self._checker.check_rest(full)
+        return self._checker.check_all(full)
 
     def gc(self, *, delete: bool = False, grace_s: float = 24 * 3600.0, keep_last: int | None = None) -> Collected:
         """What no run, name, pin, held lease or attempt needs and is older than the grace period; see `collect`."""

@@ -82,6 +82,7 @@ def export(source: Side, records: list[Record], path: Path) -> None:
     source.objects.verify(files.values(), "full")
     partial = path.with_name(path.name + ".partial")
     with explained(str(path), "write", path.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with tarfile.open(partial, "w") as tar:
                 head = {"format": 1, "records": [record_path(record.stage, record.key) for record in records]}
@@ -99,9 +100,9 @@ def export(source: Side, records: list[Record], path: Path) -> None:
 def import_file(target: Side, path: Path) -> Transferred:
     """Store what an exported file holds, every byte hashed; BadArchive if anything in it is not what it says."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with explained(str(path), "read", path.name), tarfile.open(path, "r:") as tar:
             return _import(target, tar, path)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, FileNotFoundError) as error:
         raise BadArchive(
             f"an exported artifact is a whole tar file; {path} is not ({error}); export it again"
         ) from error
@@ -126,7 +127,7 @@ def _read_members(
     records: dict[str, Record] = {}
     put: dict[str, int] = {}
     for member in tar:
-        content = tar.extractfile(member)
+        content = tar.extractfile(member) if member.isreg() else None
         if content is None or _MEMBER.fullmatch(member.name) is None:
             raise BadArchive(f"an exported artifact holds a head, records and objects; {path} holds {member.name!r}")
         try:

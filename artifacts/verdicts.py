@@ -124,6 +124,17 @@ class Rejections:
         found = (self._read(*marker) for marker in sorted(self._markers()))
         return [(record, reason) for reason, record in filter(None, found)]
 
+    def by_prefix(self, stage: str | None, prefix: str) -> dict[tuple[str, str], Record]:
+        """{(stage, key): its newest rejected record} of keys that begin with `prefix`."""
+        found: dict[tuple[str, str], Record] = {}
+        for its_stage, key, record_id in self._markers():
+            record = (
+                self.find(its_stage, key, record_id) if key.startswith(prefix) and stage in (None, its_stage) else None
+            )
+            if record is not None:
+                found[its_stage, key] = max(record, found.get((its_stage, key), record), key=_published)
+        return found
+
     def _of(self, stage: str, key: str, record_id: str, record: Record | None, seen: set[str]) -> str | None:
         seen.add(record_id)
         if (stage, key, record_id) in self._markers():
@@ -210,6 +221,10 @@ def _marker(stage: str, key: str, record_id: str) -> str:
 
 def _pin(key: str) -> str:
     return f"pins/{check_key(key)}.json"
+
+
+def _published(record: Record) -> str:
+    return str(record.provenance.get("published"))
 
 
 def _now() -> str:

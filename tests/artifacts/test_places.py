@@ -1,0 +1,354 @@
+"""What goes wrong with a place: full, read-only, unreachable, without what a store needs. Nothing half is left."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from artifacts import remote
+from artifacts.backend import open_backend
+from artifacts.errors import DamagedArtifact, StoreFormat, StoreFull, StoreReadOnly, StoreUnavailable
+from artifacts.local import LocalBackend
+from artifacts.objects import object_path
+from artifacts.store import Store
+
+KEY = hashlib.sha256(b"key").hexdigest()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte, and a way to make it read-only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"cannot mount a small tmpfs here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_is_named_and_nothing_half_is_left(small_disk, publish):
+    store = Store.open(small_disk / "store")
+    small = publish(store, "small", {"raw/w.bin": b"w" * 1000})
+    before = files_below(small_disk)
+    with pytest.raises(StoreFull, match="make room"):
+        publish(store, "big", {"raw/a.bin": b"a", "raw/w.bin": os.urandom(2_000_000)})
+    assert store.get("train", hashlib.sha256(b"big").hexdigest()) is None
+    left = files_below(small_disk) - before
+    # An object that came before the disk was full is whole and harmless; gc takes it.
+    assert all(path.startswith("store/objects/") or "/stamps/" in path for path in left)
+    assert store.verify() == []
+    (small_disk / "filler").write_bytes(b"\0" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize))
+    for write in (
+        lambda: store.write_run({"id": "1"}),
+        lambda: store.pin(small.record.key),
+        lambda: store.assign_name("r", "s", 1, "train", "", small.record.key),
+        lambda: publish(store, "none", {}),
+    ):
+        with pytest.raises(StoreFull):
+            write()
+    assert store.verify() == []
+    assert store.get("train", small.record.key) == small.record
+    assert not list((small_disk / "store" / "tmp").iterdir())
+
+
+def test_a_read_only_store_can_be_read_and_says_that_it_cannot_be_written(small_disk, publish, tmp_path):
+    store = Store.open(small_disk / "store")
+    record = publish(store, "a").record
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    store = Store.open(small_disk / "store")
+    assert store.get("train", record.key) == record
+    for verify in ("stamp", "full"):
+        store.fetch(record.files, tmp_path / "in", verify=verify)
+    assert store.verify() == []
+    for write in (
+        lambda: publish(store, "b"),
+        lambda: store.write_run({"id": "1"}),
+        lambda: store.lease(KEY).__enter__(),
+        lambda: store.mirror_attempt(KEY, tmp_path),
+    ):
+        with pytest.raises(StoreReadOnly, match="make it writable"):
+            write()
+
+
+def test_a_file_system_without_hard_links_is_refused(local_place, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreUnavailable, match="another file system"):
+        local_place.open().write_run({"id": "1"})
+    assert local_place.paths() == []
+
+
+def test_a_disk_error_is_told_as_it_is(local_place, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreUnavailable, match="the disk is broken"):
+        local_place.open().write_run({"id": "1"})
+
+
+def test_a_store_of_a_newer_format_is_not_touched(local_place, publish):
+    from artifacts.documents import dump_document
+
+    publish(local_place.open(), "a")
+    local_place.open()._backend.write("store.json", dump_document({"format": 2})[0])
+    with pytest.raises(StoreFormat, match="has format 2"):
+        local_place.open()
+
+
+def test_a_place_that_makes_a_file_twice_is_no_place_for_a_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalBackend, "create", lambda self, path, data: True)
+    with pytest.raises(StoreUnavailable, match="made one twice"):
+        Store.open(tmp_path).write_run({"id": "1"})
+
+
+def test_a_folder_is_a_path_or_a_file_address(tmp_path, publish, monkeypatch):
+    record = publish(Store.open(tmp_path / "store"), "a").record
+    monkeypatch.chdir(tmp_path)
+    for url in ("store", tmp_path / "store", f"file://{tmp_path}/store", f"local://{tmp_path}/store"):
+        assert Store.open(url).get("train", record.key) == record
+        assert Store.open(url).url == str(tmp_path / "store")
+
+
+def test_files_that_vanish_while_they_are_listed_are_left_out(tmp_path, monkeypatch):
+    backend = LocalBackend(tmp_path)
+    for name in "abc":
+        backend.write(f"folder/{name}", b"x")
+    walk = backend.walk("folder")
+    assert next(walk).path == "folder/a"
+    assert backend.delete("folder/b") is True
+    assert backend.delete("folder/b") is False
+    # scandir may have looked already; the entry must then not be an error
+    assert {entry.path for entry in walk} <= {"folder/b", "folder/c"}
+    assert list(backend.walk("nowhere")) == list(backend.walk("folder/a")) == []
+
+
+def test_an_entry_whose_file_is_gone_is_skipped(tmp_path, monkeypatch):
+    class Gone:
+        name = "gone"
+
+        def is_dir(self, follow_symlinks):
+            return False
+
+        def stat(self, follow_symlinks):
+            raise FileNotFoundError
+
+    monkeypatch.setattr(os, "scandir", lambda folder: [Gone()])
+    assert list(LocalBackend(tmp_path).walk("")) == []
+
+
+def test_a_local_file_is_uploaded_whole_and_downloaded(tmp_path):
+    backend = LocalBackend(tmp_path / "store")
+    (tmp_path / "source").write_bytes(b"data" * 1000)
+    backend.upload(tmp_path / "source", "a/b/c")
+    backend.download("a/b/c", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == backend.read("a/b/c") == b"data" * 1000
+    entry = backend.entry("a/b/c")
+    assert entry is not None
+    assert entry.bytes == 4000
+    assert backend.entry("a/b/d") is backend.entry("a/b/c/d") is None
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp", "zip", "nonsense"])
+def test_a_scheme_without_create_if_absent_is_refused(scheme, tmp_path):
+    with pytest.raises(StoreUnavailable, match="only if there is none"):
+        Store.open(f"{scheme}://host/store", cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"), [("gs://bucket/x", "gcs"), ("az://box/x", "azure"), ("abfs://box/x", "azure")]
+)
+def test_a_missing_driver_is_named_with_how_to_install_it(url, extra, tmp_path, monkeypatch):
+    def no_driver(*arguments, **options):
+        raise ImportError("No module named 'driver'")
+
+    monkeypatch.setattr(remote, "url_to_fs", no_driver)
+    with pytest.raises(StoreUnavailable, match=rf"fairway\[{extra}\]"):
+        Store.open(url, cache=tmp_path)
+
+
+def test_a_missing_bucket_is_named_at_the_first_write(s3_bucket, tmp_path):
+    store = Store.open("s3://no-such-bucket/store", cache=tmp_path)
+    assert store.get("train", KEY) is None
+    with pytest.raises(StoreUnavailable, match="must exist"):
+        store.write_run({"id": "1"})
+
+
+def test_an_unreachable_server_is_named(tmp_path, s3_bucket, monkeypatch):
+    backend = open_backend(f"s3://{s3_bucket}/x")
+
+    def fail(*arguments, **options):
+        raise ConnectionError("nobody listens")
+
+    monkeypatch.setattr(backend._fs, "cat_file", fail)
+    with pytest.raises(StoreUnavailable, match="nobody listens"):
+        backend.read("x")
+
+    def odd(*arguments, **options):
+        raise RuntimeError("a driver's own kind")
+
+    monkeypatch.setattr(backend._fs, "cat_file", odd)
+    with pytest.raises(StoreUnavailable, match="a driver's own kind"):
+        backend.read("x")
+
+
+class Refusing:
+    """An object store that answers a creation with error codes, in turn."""
+
+    def __init__(self, *codes: str | None) -> None:
+        self.codes = list(codes)
+
+    def pipe_file(self, path, data, mode):
+        assert mode == "create"
+        code = self.codes.pop(0)
+        if code is not None:
+            answer = Exception()
+            answer.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+            raise OSError(errno.EIO, code) from answer
+
+
+@pytest.fixture
+def refusing(s3_bucket, monkeypatch):
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+
+    def make(*codes: str | None):
+        backend = open_backend(f"s3://{s3_bucket}/x")
+        backend._fs = Refusing(*codes)
+        return backend
+
+    return make
+
+
+def test_servers_that_do_not_name_the_condition_are_understood(refusing):
+    assert refusing("PreconditionFailed").create("a", b"") is False
+    assert refusing("412").create("a", b"") is False
+
+
+def test_a_creation_that_met_another_is_tried_again(refusing):
+    assert refusing("ConditionalRequestConflict", "409", None).create("a", b"") is True
+    assert refusing("ConditionalRequestConflict", "PreconditionFailed").create("a", b"") is False
+    with pytest.raises(StoreUnavailable, match="kept each other out"):
+        refusing(*["409"] * 20).create("a", b"")
+
+
+def test_any_other_refusal_is_an_error(refusing):
+    with pytest.raises(StoreUnavailable, match="SlowDown"):
+        refusing("SlowDown").create("a", b"")
+
+
+def test_creating_threads_on_s3_and_in_memory_have_one_winner(s3_bucket):
+    for url in (f"s3://{s3_bucket}/race", "memory://race"):
+        for turn in range(5):
+            backend, barrier, won = open_backend(url), threading.Barrier(8), []
+
+            def create(index: int, backend=backend, barrier=barrier, won=won, turn=turn) -> None:
+                barrier.wait()
+                if backend.create(f"{turn}", b"%d" % index):
+                    won.append(b"%d" % index)
+
+            threads = [threading.Thread(target=create, args=(index,)) for index in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert won == [backend.read(f"{turn}")]
+
+
+def test_times_of_every_driver_become_seconds():
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    for info in ({"LastModified": moment}, {"updated": "2026-01-02T03:04:05+00:00"}, {"mtime": moment.timestamp()}):
+        assert remote._modified_s(info) == moment.timestamp()
+    assert remote._modified_s({}) == 0.0
+
+
+def test_a_damaged_copy_in_the_hosts_cache_is_fetched_again(publish, tmp_path):
+    store = Store.open("memory://cached", cache=tmp_path / "cache")
+    record = publish(store, "a", {"raw/w.bin": b"weights"}).record
+    held = tmp_path / "cache" / object_path(record.files[0].sha256)
+    held.chmod(0o644)
+    held.write_bytes(b"wEights")
+    store.fetch(record.files, tmp_path / "in")
+    assert (tmp_path / "in" / "raw" / "w.bin").read_bytes() == b"weights"
+    assert held.read_bytes() == b"weights"
+
+
+def test_young_objects_are_not_uploaded_twice_and_old_ones_are_refreshed(publish, tmp_path, monkeypatch):
+    store = Store.open("memory://fresh", cache=tmp_path / "cache")
+    uploads, upload = [], store._backend.upload
+    monkeypatch.setattr(store._backend, "upload", lambda local, path: (uploads.append(path), upload(local, path)))
+    record = publish(store, "a", {"raw/w.bin": b"weights"}).record
+    publish(store, "b", {"raw/w.bin": b"weights"})
+    assert uploads == [object_path(record.files[0].sha256)]
+    later = time.time() + 2 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    publish(store, "c", {"raw/w.bin": b"weights"})
+    assert uploads == [object_path(record.files[0].sha256)] * 2
+
+
+def test_what_a_gc_removes_during_a_publish_is_put_again(local_place, publish, monkeypatch):
+    store = local_place.open()
+    put, rounds = store._objects.put, []
+
+    def put_and_lose(paths):
+        stored = put(paths)
+        for sha256, _ in stored[: max(0, 1 - len(rounds))]:
+            store._backend.delete(object_path(sha256))
+        rounds.append(stored)
+        return stored
+
+    monkeypatch.setattr(store._objects, "put", put_and_lose)
+    publish(store, "a")
+    assert len(rounds) == 2
+    assert store.verify() == []
+
+
+def test_a_place_that_loses_what_it_is_given_gets_no_record(local_place, publish, monkeypatch):
+    store = local_place.open()
+    put = store._objects.put
+
+    def put_and_lose(paths):
+        stored = put(paths)
+        for sha256, _ in stored:
+            store._backend.delete(object_path(sha256))
+        return stored
+
+    monkeypatch.setattr(store._objects, "put", put_and_lose)
+    with pytest.raises(StoreUnavailable, match="must keep what it is given"):
+        publish(store, "a")
+    assert list(store.records()) == []
+
+
+def test_a_remote_stores_cache_is_in_the_users_cache_folder(monkeypatch, tmp_path, publish):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    publish(Store.open("memory://somewhere"), "a")
+    assert {path.split("/")[0] for path in files_below(tmp_path / "xdg")} == {"fairway"}
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    publish(Store.open("memory://elsewhere"), "a")
+    assert {path.split("/")[0] for path in files_below(tmp_path / "home")} == {".cache"}
+
+
+def test_a_damaged_remote_object_never_reaches_a_stage(publish, tmp_path):
+    record = publish(Store.open("memory://damaged", cache=tmp_path / "a"), "a", {"raw/w.bin": b"weights"}).record
+    open_backend("memory://damaged").write(object_path(record.files[0].sha256), b"wEights")
+    reader = Store.open("memory://damaged", cache=tmp_path / "b")
+    with pytest.raises(DamagedArtifact):
+        reader.fetch(record.files, tmp_path / "in")
+    assert files_below(tmp_path / "in") == files_below(tmp_path / "b") == set()
