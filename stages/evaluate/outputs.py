@@ -93,9 +93,9 @@ def write_ledger(folder: Path, ledger: Ledger, tokenizer: sentencepiece.Sentence
 
 def write_score(folder: Path, table: dict[str, Any]) -> None:
     """score.json; floats are written so that reading them back gives the same bits."""
-    _write_json(folder / "score.json", table)
+    _write_json(folder / "score.json", table, indent=1)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+def _write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
