@@ -33,7 +33,7 @@ def fill(store: Store, tree: Path, scratch: Path) -> int:
     """Publish a small record for every step of the recipe; how many there are."""
     loaded = load_recipe(RECIPE, SCALE)
     recipe, identity, outputs = loaded.recipe, Identity(tree), {}
-    outside, _ = look_outside(recipe, Path(store.url) / "cache")
+    outside, _ = look_outside(recipe, identity, Path(store.url) / "cache")
     for step in river(recipe, recipe.seed, outside, outputs):
         parts = identity.components(step)
         record = find(store, parts)
