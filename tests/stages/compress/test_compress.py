@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import lzma
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import zstandard
+from trained import coded, coded_network, published_blob, trained_like, trained_network
 
 from model.archive import list_sections, read_archive, read_quantized
 from model.config import GPTConfig, to_dict
-from model.grid import Grid, choose_scales, quantize
 from model.quantized import Coded, Quantized, dequantize_all, equal, save_quantized
 from model.transforms import Lzma, Rans, Zstd
 from stages.compress import stage
@@ -22,55 +21,6 @@ from stages.compress.stage import run
 from stages.contract import StageError
 
 NETWORK = GPTConfig(layers=4, dim=256, heads=4, kv_heads=2, mlp_hidden=768)
-
-
-def trained_like(*shape: int, seed: int, columns: float, rows: float = 0.12) -> torch.Tensor:
-    """Gaussian weights whose rows and columns differ in size as in a small trained run, where the relative spread over
-    columns was 0.1 (mlp.up) to 0.4 (mlp.down) and over rows 0.1 to 0.15."""
-    generator = torch.Generator().manual_seed(seed)
-    w = torch.randn(*shape, generator=generator) * 0.1
-    w *= torch.exp(columns * torch.randn(*shape[:-2], 1, shape[-1], generator=generator))
-    return w * torch.exp(rows * torch.randn(*shape[:-1], 1, generator=generator))
-
-
-def coded(w: torch.Tensor, bits: int) -> Coded:
-    grid = Grid(bits=bits)
-    scales = choose_scales(w.abs().amax(-1), grid)
-    return Coded(quantize(w, scales, grid), scales, bits)
-
-
-def network(layers: int) -> dict[str, Coded | torch.Tensor]:
-    shapes = {
-        "attn.q": ((layers, 256, 256), 0.15),
-        "attn.k": ((layers, 128, 256), 0.2),
-        "attn.v": ((layers, 128, 256), 0.28),
-        "attn.o": ((layers, 256, 256), 0.09),
-        "mlp.up": ((layers, 768, 256), 0.12),
-        "mlp.down": ((layers, 256, 768), 0.4),
-    }
-    found: dict[str, Coded | torch.Tensor] = {
-        name: coded(trained_like(*shape, seed=seed, columns=columns), 6)
-        for seed, (name, (shape, columns)) in enumerate(shapes.items())
-    }
-    found["embed.tokens"] = coded(trained_like(1024, 256, seed=9, columns=0.1), 8)
-    found["block.attn_scale"] = (1 + 0.1 * torch.randn(layers, 256, generator=torch.Generator().manual_seed(8))).half()
-    return found
-
-
-def published_blob(quantized: Quantized) -> bytes:
-    """What the published runs compress: a dict of unstacked tensors through `torch.save`."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in quantized.items():
-        if isinstance(tensor, Coded) and tensor.codes.ndim == 3:
-            for layer, (codes, scales) in enumerate(zip(tensor.codes, tensor.scales, strict=True)):
-                tensors |= {f"blocks.{layer}.{name}.q": codes.clone(), f"blocks.{layer}.{name}.scale": scales.clone()}
-        elif isinstance(tensor, Coded):
-            tensors |= {f"{name}.q": tensor.codes, f"{name}.scale": tensor.scales}
-        else:
-            tensors[name] = tensor
-    buffer = io.BytesIO()
-    torch.save(tensors, buffer)
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -85,11 +35,11 @@ def store(folder: Path, quantized: Quantized, network: str = json.dumps(to_dict(
 
 
 def small() -> dict[str, Coded | torch.Tensor]:
-    return {"a": coded(trained_like(2, 16, 40, seed=1, columns=0.2), 6), "b": torch.linspace(-2, 2, 99).half()}
+    return {"a": coded(trained_like((2, 16, 40), 0.2, 0.1, seed=1), 6), "b": torch.linspace(-2, 2, 99).half()}
 
 
 def test_the_archive_is_two_per_cent_smaller_than_the_published_formats(folder, tmp_path, runtime):
-    quantized = network(4)
+    quantized = coded_network(trained_network(layers=4, dim=256))
     report = run(Config(), store(folder, quantized), tmp_path / "out", runtime)
     assert report["archive_bytes"] == (tmp_path / "out" / "archive" / "archive.fwy").stat().st_size
     weights = sum(t.codes.numel() for t in quantized.values() if isinstance(t, Coded))
