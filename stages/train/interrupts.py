@@ -16,12 +16,13 @@ class Interrupted(BaseException):
 
 
 class Interrupts:
-    """While the `with` block runs, the first signal is remembered in `number` (0: none) instead of killing."""
+    """In the `with` block a signal raises Interrupted: at once or, once `patient` is set, at the next `check`."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number = 0  # of the first signal that came; 0: none
+        self.patient = False  # there is a state that must not be torn
 
     def __enter__(self) -> Interrupts:
         self._previous = {}
@@ -35,6 +36,8 @@ class Interrupts:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
+        if not self.patient:
+            raise Interrupted(self.number)
 
     def check(self) -> None:
         """Raise Interrupted if a signal came."""

@@ -77,7 +77,6 @@ class Trainer:
             torch.set_float32_matmul_precision("high")
         self.compiled = on_gpu if config.compile == "auto" else config.compile == "on"
         self._token_nats = torch.compile(token_nats, fullgraph=True, dynamic=False) if self.compiled else token_nats
-        self._running = False
         self._checkpoint_at = self._shown_at = time.monotonic()
 
     # ---- the run
@@ -94,7 +93,7 @@ class Trainer:
                 self.schedule = Schedule(self.config, self.progress.expected_steps)
                 return self._steps()
             except Interrupted as interrupted:
-                if self._running and self.progress.step:
+                if self.interrupts.patient and self.progress.step:
                     self._checkpoint()
                 raise SystemExit(128 + interrupted.number) from interrupted
             finally:
@@ -102,7 +101,7 @@ class Trainer:
 
     def _steps(self) -> str:
         batches = stream_batches(self.spans, self.device, first_step=self.progress.step)
-        self._running = True
+        self.interrupts.patient = True
         self._checkpoint_at = time.monotonic()
         self.clock.start(self.progress.train_s)
         while True:
@@ -125,7 +124,7 @@ class Trainer:
         return scale, bool(stop)
 
     def _train_step(self, batches: Iterator[Batch], scale: float) -> None:
-        loss, parameter_norms, gradient_norms = self._update(batches, self.progress.step, scale)
+        loss, parameter_norms, gradient_norms = self.update(batches, self.progress.step, scale)
         if self.ema:
             self.ema.update(self.schedule.ema_decay)
         self.progress.step = step = self.progress.step + 1
@@ -141,7 +140,7 @@ class Trainer:
                 self._checkpoint()
         self._show()
 
-    def _update(self, batches: Iterator[Batch], step: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    def update(self, batches: Iterator[Batch], step: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """One optimizer step. Returns its loss [], and the norms of parameters (before) and gradients, [P] each."""
         accumulation = self.spans.accumulation
         total = torch.zeros((), device=self.device)
@@ -183,7 +182,7 @@ class Trainer:
         initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         batches = stream_batches(self.spans, self.device)
         for step in range(WARM_UP_STEPS):
-            self._update(batches, step, scale=1.0)
+            self.update(batches, step, scale=1.0)
         if self.validation is not None:
             with torch.no_grad():
                 self._nats(*_next(batches))
@@ -198,7 +197,7 @@ class Trainer:
         watch.stop()  # what is in the queue is not part of it
         watch.start(0.0)
         for step in range(MEASURED_STEPS):
-            self._update(batches, step, scale=1.0)
+            self.update(batches, step, scale=1.0)
         return watch.stop() / MEASURED_STEPS
 
     def _resume(self) -> None:
