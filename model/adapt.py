@@ -27,6 +27,10 @@ from model.windows import share
 BANKS = ("attn.", "mlp.", "block.")  # parameters with one slice per layer along their first dimension
 
 
+class Diverged(ValueError):
+    """Training on a chunk left the numbers that floats can hold."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
     """How to train on a scored chunk."""
@@ -147,7 +151,7 @@ class Adapter:
         norms = [self._step(inputs_RT[batch], targets_RT[batch]) for _ in epochs for batch in batches]
         self._network.zero_grad(set_to_none=True)
         if norms and not torch.stack(norms).isfinite().all():
-            raise ValueError(f"adaptation keeps gradients finite; on chunk {chunk} they are not; lower ttt.lr")
+            raise Diverged(f"adaptation keeps gradients finite; on chunk {chunk} they are not; lower ttt.lr")
 
     def _step(self, inputs_RT: Tensor, targets_RT: Tensor) -> Tensor:
         """One optimizer step on the mean loss of these rows; returns the gradient norm before clipping."""

@@ -87,7 +87,7 @@ class Referee:
         self.windows = windows
         self.ledger = ledger
         self.broken: list[dict[str, str]] = []  # rules that this pass breaks by request, and why
-        self.forward_tokens = 0  # inputs handed out by this rank
+        self.forward_tokens = 0  # inputs handed out in closed spans, by all ranks
         self._stream, self._vocab, self._batch_windows = stream, vocab, batch_windows
         self._rank, self._world = rank, world
         self._spans = windows.spans(chunk or min(STATELESS_SPAN_TARGETS, windows.targets))
@@ -114,6 +114,7 @@ class Referee:
         self._batches = self._in_order(first, stop, self._span.hi == self.windows.targets)
         self._prices_3N = np.zeros((3, self._span.hi - self._span.lo), dtype=np.float32)  # nll, log Z, times priced
         self._again_3 = np.zeros(3)  # nats, targets, bytes of re-scored targets
+        self._inputs = 0
         return self._span
 
     def take(self) -> Handout | None:
@@ -128,7 +129,7 @@ class Referee:
         tokens = self._stream.read(begin, self.windows.start(batch.stop - 1) + batch.length)
         inputs = sliding_window_view(tokens, batch.length)[::stride].copy()
         self._handed.append(batch)
-        self.forward_tokens += inputs.size
+        self._inputs += inputs.size
         return Handout(torch.from_numpy(inputs), batch.scored, batch.lo, batch.hi)
 
     def commit(self, lo: int, logits_KV: Tensor) -> None:
@@ -173,6 +174,7 @@ class Referee:
         tokens = self._stream.read(span.lo, span.hi + 1)
         self.ledger.add(prices_3N[0], prices_3N[1], tokens, self.windows.positions(np.arange(span.lo, span.hi)))
         self._share_rows(span)
+        self.forward_tokens += int(_sum_over_ranks(np.array([self._inputs]), self._world)[0])
         self.ledger.again += Account(float(again[0]), int(again[1]), int(again[2]))
         self._span = None
         chunk = self._stream.read(span.chunk.start, span.chunk.stop + 1)

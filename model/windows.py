@@ -63,8 +63,8 @@ class Windows:
             raise ValueError(f"the stride is 1 .. context {self.context} tokens; got {self.stride}")
         if self.targets < self.context:
             raise ValueError(
-                f"one window of {self.context} targets must fit into the stream; it has {self.targets}; score a longer "
-                "stream or lower context_tokens"
+                f"one window of {self.context} targets must fit into the stream; it has {self.targets}; score more of "
+                "it, or lower context_tokens"
             )
         if self.rescored_tail and (self.targets % self.stride or self.context % self.stride):
             raise ValueError(

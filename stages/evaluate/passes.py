@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import torch
 from model.adapt import Adaptation, Adapter
 from model.bytes import ByteTable
 from model.gpt import GPT
-from model.ledger import Excerpt, Ledger
+from model.ledger import Excerpt, Ledger, bits_per_byte
 from model.referee import Referee
 from model.score import Scorer, autocast
 from model.stream import TokenStream
@@ -89,15 +90,18 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 
 class Progress:
-    """Tells the flow how far this rank is, a few times a second at most."""
+    """Tells the flow how far this rank is and what the closed spans cost, a few times a second at most."""
 
-    def __init__(self, runtime: Runtime, total: int) -> None:
-        self._runtime, self._total, self._last_s = runtime, total, -_PROGRESS_S
+    def __init__(self, runtime: Runtime, referee: Referee) -> None:
+        self._runtime, self._referee, self._last_s = runtime, referee, -math.inf
 
     def __call__(self, scored: int) -> None:
         """Report `scored` targets of this rank's share."""
-        now_s = time.monotonic()
-        done = min(scored * self._runtime.world, self._total)
-        if now_s - self._last_s >= _PROGRESS_S or done == self._total:
-            self._last_s = now_s
-            self._runtime.report_progress(done, self._total, "targets")
+        now_s, total = time.monotonic(), self._referee.windows.targets
+        done = min(scored * self._runtime.world, total)
+        if now_s - self._last_s < _PROGRESS_S and done < total:
+            return
+        self._last_s = now_s
+        account = self._referee.ledger.account
+        so_far = {"bpb": bits_per_byte(account.nats, account.bytes)} if account.bytes else {}
+        self._runtime.report_progress(done, total, "targets", **so_far)

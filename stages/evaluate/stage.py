@@ -10,8 +10,8 @@ from typing import Any
 
 import sentencepiece
 import torch
-import torch.distributed as dist
 
+from model.adapt import Diverged
 from model.attention import choose_attention
 from model.referee import RuleBroken
 from model.score import score
@@ -43,11 +43,10 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
     with process_group(runtime, device):
         began_s = time.monotonic()
         try:
-            score(referee, scorer, adapter, Progress(runtime, referee.windows.targets))
-        except RuleBroken as error:
-            raise StageError(f"a score follows the rules of the challenge; {error}") from error
+            score(referee, scorer, adapter, Progress(runtime, referee))
+        except (RuleBroken, Diverged) as error:
+            raise StageError(f"the score was stopped; {error}") from error
         seconds = time.monotonic() - began_s
-        forward_tokens = _sum_over_ranks(referee.forward_tokens, runtime.world)
     steps = adapter.steps if adapter else 0
     adaptation = {"steps": steps, "parameters": adapter.adapting} if adapter else {}
     scored = score_table(config, referee, len(stream), adaptation)
@@ -57,10 +56,10 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
     return {
         **{name: scored[name] for name in ("bpb", "nats_per_token", "tokens", "bytes", "windows", "marks")},
         "rules_broken": [broken["rule"] for broken in referee.broken],
-        "forward_tokens": forward_tokens,
+        "forward_tokens": referee.forward_tokens,
         "ttt_updates": steps,
         "seconds": seconds,
-        "tokens_per_s": forward_tokens / max(seconds, 1e-9),
+        "tokens_per_s": referee.forward_tokens / max(seconds, 1e-9),
         "peak_memory_bytes": peak_memory_bytes(device),
         "attention": attention.name,
         "device": device_name(device),
@@ -72,11 +71,3 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _sum_over_ranks(count: int, world: int) -> int:
-    if world == 1:
-        return count
-    shared = torch.tensor([count])
-    dist.all_reduce(shared)
-    return int(shared[0])

@@ -170,9 +170,10 @@ def test_the_ledger_shows_positions_documents_and_rows(tmp_path, inputs, runtime
 
 def test_progress_ends_at_the_last_target(tmp_path, inputs, runtime):
     runtime = replace(runtime, progress=tmp_path / "progress.jsonl")
-    evaluate(tmp_path, inputs, runtime, max_targets=2000)
+    evaluate(tmp_path, inputs, runtime, protocol="ttt", ttt=TTT, max_targets=2000)
     last = json.loads((tmp_path / "progress.jsonl").read_text().splitlines()[-1])
     assert (last["done"], last["total"], last["unit"]) == (2000, 2000, "targets")
+    assert last["bpb"] > 0
 
 
 def copy_of(tmp_path, inputs, role):
@@ -244,6 +245,12 @@ def test_weights_that_are_not_of_their_network_are_refused(tmp_path, inputs, run
 def test_freezing_a_parameter_that_is_not_there_is_refused(tmp_path, inputs, runtime):
     with refused(r"'blocks\.3\.\*' matches none; nearest"):
         evaluate(tmp_path, inputs, runtime, protocol="ttt", ttt={**TTT, "freeze": ("blocks.3.*",)})
+
+
+def test_an_adaptation_that_diverges_is_refused_with_the_chunk(tmp_path, inputs, runtime):
+    ttt = {**TTT, "lr": 1e30, "clip_norm": 0}
+    with refused(r"on chunk 0 they are not; lower ttt\.lr"):
+        evaluate(tmp_path, inputs, runtime, protocol="ttt", ttt=ttt)
 
 
 @pytest.mark.parametrize(
