@@ -27,6 +27,7 @@ MAX_DICTIONARY_BYTES = 1 << 26
 Shapes = Sequence[tuple[int, ...]]
 
 
+@dataclass(frozen=True)
 class TensorStep(ABC):
     """tensor -> codes: an integer array of the same shape."""
 
@@ -39,6 +40,7 @@ class TensorStep(ABC):
         """The tensor of its codes."""
 
 
+@dataclass(frozen=True)
 class CodeStep(ABC):
     """codes -> bytes: several integer arrays become one byte string."""
 
@@ -51,6 +53,7 @@ class CodeStep(ABC):
         """The arrays. Raises ValueError where `data` is not what `encode` wrote for these shapes."""
 
 
+@dataclass(frozen=True)
 class ByteStep(ABC):
     """bytes -> smaller bytes."""
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from stages.quantize.groups import Group
+from stages.quantize.groups import Group, matrix_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,31 @@ class TensorError:
         return {**asdict(self), "mse": self.mse, "relative_rmse": self.relative_rmse}
 
 
-def measure(trained: Tensor, stored: Tensor) -> dict[str, float | int]:
-    """The numbers of one tensor that do not depend on how it is stored; sums in fp64. Both fp32, of one shape."""
+def compare(
+    name: str,
+    group: Group,
+    trained: Tensor,
+    stored: Tensor,
+    bits: int,
+    floored_rows: float | None = None,
+    clips: dict[str, float] | None = None,
+) -> TensorError:
+    """The row of one tensor, from its weights before and after (fp32, one shape); sums in fp64."""
     error = (stored - trained).double()
-    return {
-        "weights": trained.numel(),
-        "squared_error": float(error.square().sum()),
-        "squared_norm": float(trained.double().square().sum()),
-        "max_error": float(error.abs().max()) if trained.numel() else 0.0,
-        "zeros": float((stored == 0).double().mean()) if trained.numel() else 0.0,
-    }
+    return TensorError(
+        name=name,
+        group=group,
+        shape=tuple(trained.shape),
+        matrices=matrix_count(trained.shape) if group != "vectors" else 1,
+        bits=bits,
+        weights=trained.numel(),
+        squared_error=float(error.square().sum()),
+        squared_norm=float(trained.double().square().sum()),
+        max_error=float(error.abs().max()) if trained.numel() else 0.0,
+        zeros=float((stored == 0).double().mean()) if trained.numel() else 0.0,
+        floored_rows=floored_rows,
+        clips=clips,
+    )
 
 
 def clip_shares(quantile_NR: Tensor) -> dict[str, float]:

@@ -12,8 +12,8 @@ from model.grid import quantize
 from model.quantized import Coded
 from stages.contract import StageError
 from stages.quantize.clip import grid_of, scales_for
-from stages.quantize.errors import TensorError, clip_shares, measure
-from stages.quantize.groups import Group, group_of, matrix_count
+from stages.quantize.errors import TensorError, clip_shares, compare
+from stages.quantize.groups import Group, group_of
 
 if TYPE_CHECKING:
     from stages.quantize.config import Config, GroupConfig
@@ -48,18 +48,14 @@ def quantize_tensor(name: str, w: Tensor, config: Config) -> tuple[Coded | Tenso
     scale_NR, quantile_NR = scales_for(w_NRC, rule, config)
     codes_NRC = quantize(w_NRC, scale_NR, grid_of(rule))
     coded = Coded(codes_NRC.reshape(w.shape).cpu(), scale_NR.reshape(w.shape[:-1]).cpu(), rule.bits)
-    floor = torch.tensor(rule.scale_floor).half()
-    row = TensorError(
-        name=name,
-        group=group,
-        shape=tuple(w.shape),
-        matrices=matrix_count(w.shape),
-        bits=rule.bits,
-        floored_rows=float((coded.scales <= floor).double().mean()) if rule.scale_floor else None,
-        clips=clip_shares(quantile_NR),
-        **measure(w, coded.dequantize().to(w.device)),
-    )
-    return coded, row
+    stored = coded.dequantize().to(w.device)
+    return coded, compare(name, group, w, stored, rule.bits, _floored_rows(coded, rule), clip_shares(quantile_NR))
+
+
+def _floored_rows(coded: Coded, rule: GroupConfig) -> float | None:
+    if not rule.scale_floor:
+        return None
+    return float((coded.scales <= torch.tensor(rule.scale_floor).half()).double().mean())
 
 
 def _rule(group: Group, config: Config) -> GroupConfig:
@@ -70,12 +66,4 @@ def _as_float(name: str, group: Group, w: Tensor, bits: int) -> tuple[Tensor, Te
     stored = w.to(FLOATS[bits])
     if not torch.isfinite(stored).all():
         raise ValueError(f"fp16 holds magnitudes up to 65504; got {w.abs().max().item():g}; store it with 32 bits")
-    row = TensorError(
-        name=name,
-        group=group,
-        shape=tuple(w.shape),
-        matrices=matrix_count(w.shape) if group == "small" else 1,
-        bits=bits,
-        **measure(w, stored.float()),
-    )
-    return stored.cpu(), row
+    return stored.cpu(), compare(name, group, w, stored.float(), bits)
