@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # The kernel's file times move in ticks of up to 10 ms (HZ=100); a write within the tick of a stamp would not show.
-_TICK_S = 0.012
+_TICK_S = 0.0121
 
 
 class Stamps:
@@ -38,8 +38,9 @@ class Stamps:
         # A store that cannot be written to is verified on every use instead.
         with contextlib.suppress(OSError):
             changed_s = max((os.stat(path).st_ctime for _, path, _ in verified), default=0.0)
-            if time.time() - changed_s < _TICK_S:
-                time.sleep(_TICK_S)
+            left_s = changed_s + _TICK_S - time.time()
+            if left_s > 0:
+                time.sleep(min(left_s, _TICK_S))
             for sha256, path, before in verified:
                 if signature(path) == before:
                     self._put(sha256, before)

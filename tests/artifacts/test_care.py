@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -498,6 +499,14 @@ def test_a_flip_right_after_the_publish_is_found_in_spite_of_the_stamp(local_pla
         os.utime(held, ns=(times.st_atime_ns, times.st_mtime_ns))  # as careful tools do
         with pytest.raises(DamagedArtifact):
             store.fetch(record.files, tmp_path / "in")
+
+
+def test_no_stamp_is_written_within_the_clock_tick_of_a_files_last_change(local_place, publish):
+    # Where file times move in ticks, a later write in the same tick would leave no trace.
+    store = local_place.open()
+    record = publish(store, "a").record
+    assert time.time() - Path(local_place.url, object_path(record.files[0].sha256)).stat().st_ctime >= 0.012
+    assert list(Path(local_place.folder, "hosts").rglob(record.files[0].sha256))
 
 
 def test_an_object_that_changes_while_it_is_stamped_gets_no_stamp(local_place, publish, tmp_path):
