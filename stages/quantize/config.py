@@ -46,7 +46,7 @@ class Config(StageConfig):
     )
     embeddings: GroupConfig = Field(
         default=GroupConfig(bits=8, clip="quantile", quantile=0.9999984),
-        description="Token and bigram tables, untied head.",
+        description="Tables, an untied head, and what else is large.",
     )
     small: GroupConfig = Field(
         default=GroupConfig(bits=16), description="Matrices and tables of at most `small_weights` weights; floats."

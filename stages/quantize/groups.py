@@ -12,16 +12,35 @@ from typing import Literal
 Group = Literal["matrices", "embeddings", "small", "vectors"]
 
 NAMES: dict[Group, tuple[str, ...]] = {
-    "matrices": ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "bigram.proj"),
-    "embeddings": ("embed.tokens", "bigram.embed", "head.weight"),
+    "matrices": ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "bigram.proj", "ve.proj"),
+    "embeddings": (  # tables, and as published whatever else is large
+        "embed.tokens",
+        "bigram.embed",
+        "ve.embed",
+        "memory.tokens",
+        "head.weight",
+        "refiner.down",
+        "refiner.inner",
+        "refiner.outer",
+        "refiner.up",
+    ),
     "vectors": (
         "attn.q_gain",
+        "attn.gate",
+        "attn.gate_bias",
+        "attn.value_mix",
         "bigram.scale",
         "block.attn_scale",
         "block.mlp_scale",
         "block.residual_mix",
+        "refiner.gate",
+        "refiner.inner_bias",
+        "refiner.outer_bias",
         "skip.weights",
         "smear.gate",
+        "ve.layer_scales",
+        "ve.scale",
+        "vr.scales",
     ),
 }
 

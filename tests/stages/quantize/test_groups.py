@@ -10,7 +10,8 @@ import torch
 
 from model.config import BigramConfig, GPTConfig, RopeConfig
 from model.gpt import GPT
-from stages.quantize.groups import group_of, matrix_count
+from stages.quantize.groups import NAMES, group_of, matrix_count
+from stages.train.groups import GROUPS
 
 PR398 = GPTConfig(
     rope=RopeConfig(dims=16, reference_tokens=1024),
@@ -57,6 +58,11 @@ def test_vectors_stay_vectors_whatever_the_limit():
 def test_every_parameter_of_every_network_has_a_group(config):
     for name, shape in shapes(config).items():
         assert group_of(name, shape, 1000) in ("matrices", "embeddings", "small", "vectors")
+
+
+def test_every_parameter_that_can_be_trained_can_be_quantised():
+    trained = {name for names in GROUPS.values() for name in names}
+    assert trained <= {name for names in NAMES.values() for name in names}
 
 
 def test_a_parameter_without_a_group_is_an_error():
