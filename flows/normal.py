@@ -102,7 +102,7 @@ def _without_fields(module: ast.Module) -> ast.Module:
     """A config module without what acts through the values of fields alone."""
     kept: list[ast.stmt] = []
     for node in module.body:
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) and _is_group(node):
             node.body = [child for child in node.body if not (_is_field(child) or _is_check(child))]
             holds_fields_only = all(_is_silent(child) for child in node.body)
             if holds_fields_only and {_last_name(base) for base in node.bases} <= {"Strict", "BaseModel"}:
@@ -115,6 +115,13 @@ def _without_fields(module: ast.Module) -> ast.Module:
             node.names = [a for a in node.names if (a.asname or a.name).split(".")[0] in used | {"*"}]
     module.body = [n for n in kept if not (isinstance(n, (ast.Import, ast.ImportFrom)) and not n.names)]
     return module
+
+
+def _is_group(node: ast.ClassDef) -> bool:
+    """Whether a class declares fields: a dataclass, or a model, which has a base."""
+    decorators = {_last_name(d.func if isinstance(d, ast.Call) else d) for d in node.decorator_list}
+    bases = {_last_name(base) for base in node.bases}
+    return "dataclass" in decorators or bool(bases - {"NamedTuple", "TypedDict", "Protocol", "Enum"})
 
 
 def _is_field(node: ast.AST) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,3 +132,20 @@ def test_every_group_of_a_recipe_is_walked() -> None:
         return 1 + sum(walk(value) for value in values if is_group(value))
 
     assert walk(Recipe(name="x")) > 20
+
+
+def test_no_code_of_a_stage_builds_a_configuration_from_defaults() -> None:
+    # The key holds resolved values and not the declared defaults: code that used a default would escape it.
+    root = Path(__file__).resolve().parents[2]
+    built: list[str] = []
+    for path in [*(root / "model").glob("*.py"), *(root / "stages").rglob("*.py")]:
+        if path.name == "config.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        from_config = [
+            n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").endswith("config")
+        ]
+        names = {alias.asname or alias.name for node in from_config for alias in node.names if alias.name[0].isupper()}
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        built += [f"{path.name}:{n.lineno} {n.func.id}" for n in calls if n.func.id in names]  # type: ignore[attr-defined]
+    assert built == []

@@ -204,6 +204,11 @@ def test_a_config_module_keeps_its_code(edit: str) -> None:
     assert not equal(CONFIG, CONFIG.replace(*CONFIG_KEPT[edit]), is_config=True)
 
 
+@pytest.mark.parametrize("head", ["class Plain:", "class Plain(NamedTuple):"])
+def test_a_class_that_is_no_group_of_fields_keeps_its_values(head: str) -> None:
+    assert not equal(f"{head}\n    a: int = 1\n", f"{head}\n    a: int = 2\n", is_config=True)
+
+
 def test_the_whole_form_keeps_error_text_and_fields_and_forgets_the_rest() -> None:
     def whole(text: str) -> str:
         return whole_form_of(ast.parse(text))
