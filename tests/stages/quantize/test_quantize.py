@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from model.config import BigramConfig, GPTConfig, to_dict
+from model.config import BigramConfig, GPTConfig, from_dict, to_dict
 from model.gpt import GPT
 from model.init import initialise
 from model.quantized import Coded, dequantize_all, load_quantized
@@ -47,7 +47,7 @@ def weights(tmp_path: Path) -> Path:
 def go(weights: Path, out: Path, runtime: Runtime, config: Config) -> tuple[dict, dict, list]:
     report = run(config, {"weights": weights}, out, runtime)
     quantized, metadata = load_quantized(out / "quantized" / "quantized.safetensors")
-    assert json.loads(metadata["network"]) == to_dict(NETWORK)
+    assert from_dict(json.loads(metadata["network"])) == NETWORK
     return report, dict(quantized), json.loads((out / "errors" / "errors.json").read_text())
 
 
