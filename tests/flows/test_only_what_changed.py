@@ -108,7 +108,7 @@ def candidates(declared: Any, value: Any) -> list[Any]:
     if isinstance(value, str):
         return [*(["cuda"] if value == "cpu" else []), f"{value}x"]
     if isinstance(value, tuple):
-        return [list(value[:-1]), ["x"]]
+        return [list(value[:-1]), ["x"], [0], [0.5]]
     return [{"x": 1}]
 
 
