@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -88,17 +88,13 @@ def leaves(group: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
             for part, protocol in value.items():
                 yield from leaves(protocol, f"evaluate.{part}")
         else:
-            annotations = type(group).model_fields if hasattr(type(group), "model_fields") else None
-            declared = annotations[name].annotation if annotations else type(group).__annotations__[name]
-            yield here, declared, value
+            yield here, get_type_hints(type(group))[name], value
 
 
 def candidates(declared: Any, value: Any) -> list[Any]:
     """Other values that might be valid."""
     if get_origin(declared) is Literal:
         return [choice for choice in get_args(declared) if choice != value]
-    if isinstance(declared, str) and declared.startswith("Literal"):
-        return [choice.strip("' \"") for choice in declared[8:-1].split(",") if choice.strip("' \"") != value]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
