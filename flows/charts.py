@@ -36,7 +36,10 @@ STYLE = {
 }
 
 
-def _axes(width: float = 7.2, height: float = 3.2) -> tuple[Figure, Axes]:
+WIDE_IN, HALF_IN = 11.4, 5.6  # as wide as the page shows them, so that text keeps its size
+
+
+def _axes(width: float = HALF_IN, height: float = 3.2) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
@@ -44,7 +47,7 @@ def _axes(width: float = 7.2, height: float = 3.2) -> tuple[Figure, Axes]:
 def ladder(scores: Sequence[tuple[str, float]]) -> Figure:
     """Bits per byte of each rung (name, BPB), from raw weights to the final protocol."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(height=0.55 * len(scores) + 0.9)
+        figure, axes = _axes(WIDE_IN, 0.4 * len(scores) + 0.7)
         names, values = [n for n, _ in scores], [v for _, v in scores]
         low, high = min(values), max(values)
         margin = max(high - low, 0.01 * high) * 0.35
@@ -110,7 +113,7 @@ def sizes(parts: Sequence[tuple[str, int]], cap_bytes: int) -> Figure:
     """What the submission weighs, part by part, against the cap."""
     with mpl.rc_context(STYLE):
         total = sum(size for _, size in parts)
-        figure, (whole, detail) = Figure(figsize=(7.2, 2.6), layout="constrained"), (None, None)
+        figure = Figure(figsize=(WIDE_IN, 2.2), layout="constrained")
         whole, detail = figure.subplots(2, 1, height_ratios=[1, 1.25])
         over = total > cap_bytes
         whole.barh([0], [total], color=WARN if over else ACCENT, height=0.55)
@@ -148,7 +151,7 @@ def by_position(rows: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
 def quantisation(rows: Sequence[tuple[str, float]]) -> Figure:
     """Relative root-mean-square error of each quantised tensor."""
     with mpl.rc_context(STYLE):
-        figure, axes = _axes(height=0.26 * len(rows) + 0.8)
+        figure, axes = _axes(WIDE_IN, 0.26 * len(rows) + 0.8)
         places = range(len(rows))
         axes.barh(places, [100 * error for _, error in rows], color=ACCENT, height=0.62)
         axes.set_yticks(list(places), [name for name, _ in rows], fontsize=9)

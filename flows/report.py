@@ -29,6 +29,11 @@ WHAT_IS_SCORED = {"raw": "raw float weights", "averaged": "averaged float weight
 def write_report(store: Store, run: Mapping[str, Any], folder: Path) -> Path:
     """Write index.html and the PNGs of a run's document into `folder`; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Parts of a mapped stage finish in any order; people read them in the recipe's.
+    protocols = list(run.get("resolved", {}).get("evaluate", {}))
+    place = {name: index for index, name in enumerate(protocols)}
+    steps = sorted(run["steps"], key=lambda s: place.get(s.get("part"), 0) if s["stage"] == "evaluate" else -1)
+    run = {**run, "steps": steps}
     records = {
         (step["stage"], step.get("part", "")): record
         for step in run["steps"]
@@ -56,6 +61,8 @@ def _view(store: Store, run: Mapping[str, Any], records: Records, pictures: Mapp
     protocol, samples = _samples(store, records)
     from_markup = Environment(autoescape=True).filters["safe"]
     recipe = run.get("resolved", {})
+    rows = list(_configuration(recipe, run.get("origins", {})))
+    chosen, defaults = ([row for row in rows if (row["origin"] == "default") is default] for default in (False, True))
     return {
         "run": run,
         "about": recipe.get("about", ""),
@@ -74,7 +81,8 @@ def _view(store: Store, run: Mapping[str, Any], records: Records, pictures: Mapp
         "samples_protocol": protocol,
         "samples_ceiling": SHADE_CEILING_BITS,
         "stages": [_stage_row(step, records.get((step["stage"], step.get("part", "")))) for step in run["steps"]],
-        "configuration": list(_configuration(recipe, run.get("origins", {}))),
+        "configuration": chosen,
+        "defaults": defaults,
         "provenance": _provenance(records),
     }
 
