@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from configs.complaints import complaints, nearest
+from configs.introduced import is_off
 from configs.recipe import Recipe
 from stages.contract import StageError
 from stages.evaluate.config import Config as EvaluateConfig
@@ -66,7 +67,7 @@ def load_recipe(name: str, scale: str = DEFAULT_SCALE, overrides: Sequence[str] 
     """
     layers = recipe_layers(name)
     overlay = _find(scale, "scale")
-    layers.append(Layer(f"scale {overlay.stem}", _read(overlay)))
+    layers.append(Layer(f"scale {overlay.stem}", _only_resize(_read(overlay), layers)))
     layers += [Layer("--set", parse_override(text)) for text in overrides]
     return check(layers, overlay.stem)
 
@@ -120,6 +121,25 @@ def parse_override(text: str) -> Table:
         return tomllib.loads(f"{path} = {value}")
     except ValueError:
         return _replace_leaf(keys, value)
+
+
+def _only_resize(overlay: Table, layers: Sequence[Layer]) -> Table:
+    """A scale's overlay without what would switch on a feature of the network that the recipe has off."""
+    merged = _defaults(None)
+    for layer in layers:
+        _merge(merged, layer.table, "", "", {})
+    train, before = overlay.get("train"), merged["train"]
+    if not (isinstance(train, dict) and isinstance(before, dict) and "network" in train):
+        return overlay
+    return {**overlay, "train": {**train, "network": _present(train["network"], before.get("network"))}}
+
+
+def _present(overlay: Any, before: Any) -> Any:
+    """The overlay where `before` is not off; names that `before` does not know stay, to be complained about."""
+    if not (isinstance(overlay, dict) and isinstance(before, dict)):
+        return overlay
+    stays = {name: value for name, value in overlay.items() if not (name in before and is_off(before[name]))}
+    return {name: _present(value, before.get(name)) for name, value in stays.items()}
 
 
 def _replace_leaf(table: Table, value: str) -> Table:

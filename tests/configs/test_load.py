@@ -55,6 +55,22 @@ def test_layers_override_in_order(tmp_path: Path) -> None:
     assert loaded.scale == "tiny"
 
 
+def test_a_scale_resizes_features_of_the_network_and_switches_none_on(tmp_path: Path) -> None:
+    scale = write(tmp_path, "s.toml", "[train.network]\ndim = 256\nsmear = true\nbigram = { buckets = 64, dim = 8 }\n")
+    plain = load_recipe(write(tmp_path, "plain.toml", ""), scale).recipe.train.network
+    assert (plain.dim, plain.smear, plain.bigram.buckets) == (256, False, 0)
+    network = load_recipe("base11", scale).recipe.train.network
+    assert (network.dim, network.smear, network.bigram.buckets, network.bigram.dim) == (256, True, 64, 8)
+    asked = load_recipe(str(tmp_path / "plain.toml"), scale, ["train.network.smear=true"]).recipe.train.network
+    assert asked.smear
+
+
+@pytest.mark.parametrize("text", ["[train.network]\ndimm = 3\n", "[train]\nnetwork = 3\n", "train = 3\n"])
+def test_a_mistake_in_a_scale_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(StageError, match=r"train.*\(from scale s"):
+        load_recipe("base11", write(tmp_path, "s.toml", text))
+
+
 def test_a_group_with_defaults_of_its_own_keeps_them(tmp_path: Path) -> None:
     mine = write(tmp_path, "m.toml", "[quantize.matrices]\nbits = 5\n[train.embed]\nweight_decay = 0.0\n")
     recipe = load_recipe(mine).recipe
