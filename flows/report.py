@@ -29,11 +29,6 @@ WHAT_IS_SCORED = {"raw": "raw float weights", "averaged": "averaged float weight
 def write_report(store: Store, run: Mapping[str, Any], folder: Path) -> Path:
     """Write index.html and the PNGs of a run's document into `folder`; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Parts of a mapped stage finish in any order; people read them in the recipe's.
-    protocols = list(run.get("resolved", {}).get("evaluate", {}))
-    place = {name: index for index, name in enumerate(protocols)}
-    steps = sorted(run["steps"], key=lambda s: place.get(s.get("part"), 0) if s["stage"] == "evaluate" else -1)
-    run = {**run, "steps": steps}
     records = {
         (step["stage"], step.get("part", "")): record
         for step in run["steps"]
@@ -117,7 +112,7 @@ _POSITIONS = "ledger/positions.json"
 
 
 def _ladder(store: Store, records: Records) -> list[dict[str, Any]]:
-    """One row per protocol in recipe order, scores as the evaluation wrote them."""
+    """One row per protocol, scores as the evaluation wrote them."""
     rungs: list[dict[str, Any]] = []
     for (stage, part), record in records.items():
         if stage == "evaluate" and (score := _json(store, record, "score/score.json")):
@@ -125,29 +120,43 @@ def _ladder(store: Store, records: Records) -> list[dict[str, Any]]:
             how = score["protocol"]
             if how != "roundtrip":
                 how = f"{how}, stride {score['stride_tokens']} of {score['context_tokens']}"
+            if score["rules_broken"]:
+                how += ", breaks " + ", ".join(sorted({broken["rule"] for broken in score["rules_broken"]}))
             seconds = record.provenance.get("seconds")
             rungs.append({"name": part, "what": f"{what}, {how}", "seconds": seconds, **score})
-    return rungs
+    return sorted(rungs, key=_rung_order)
+
+
+def _rung_order(rung: Mapping[str, Any]) -> tuple[int, int, int, str]:
+    """From raw weights to the score; what breaks a rule comes last. Unknown protocols follow the known ones."""
+    protocols = ("roundtrip", "sliding", "ttt")
+    known = protocols.index(rung["protocol"]) if rung["protocol"] in protocols else len(protocols)
+    return (list(WHAT_IS_SCORED).index(rung["of"]), len(rung["rules_broken"]), known, rung["name"])
 
 
 def _headline(rungs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    archive = [rung for rung in rungs if rung["of"] == "archive"]
-    if not archive:
+    last = _headline_rung(rungs)
+    if last is None:
         return {"bpb": "n/a", "meaning": "no protocol has scored the archive"}
-    last = archive[-1]
     return {
         "bpb": f"{last['bpb']:.4f}",
         "meaning": f"protocol “{last['name']}” on {last['tokens']:,} validation tokens",
     }
 
 
+def _headline_rung(rungs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The last rung of the archive that breaks no rule; one that does only where there is no other."""
+    archive = [rung for rung in rungs if rung["of"] == "archive"]
+    return next((rung for rung in reversed(archive) if not rung["rules_broken"]), archive[-1] if archive else None)
+
+
 def _marks(rungs: Sequence[Mapping[str, Any]], sizes: Mapping[str, Any]) -> list[str]:
     """Everything that a reader must know before believing or comparing the headline."""
     found = ["over the size cap"] if sizes.get("oversize") else []
-    archive = [rung for rung in rungs if rung["of"] == "archive"]
-    if archive:
-        found += [mark.replace("_", " ") for mark in archive[-1]["marks"]]
-        found += [f"breaks rule {broken['rule']}" for broken in archive[-1]["rules_broken"]]
+    rung = _headline_rung(rungs)
+    if rung:
+        found += [mark.replace("_", " ") for mark in rung["marks"]]
+        found += [f"breaks rule {broken['rule']}" for broken in rung["rules_broken"]]
         found.append("not audited")
     return found
 
