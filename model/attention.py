@@ -1,6 +1,6 @@
 """Dense causal attention: one function with interchangeable back ends, chosen by a probe that runs and compares.
 
-Letters: B sequences, T positions, H query heads, G key/value heads (G divides H), K head width.
+Letters: B sequences, T positions, H query heads, G key/value heads (G divides H), N = H / G, K head width.
 """
 
 from __future__ import annotations
@@ -36,6 +36,18 @@ def torch_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
     grouped = q_BTHK.shape[2] != k_BTGK.shape[2]
     y_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=grouped)
     return y_BHTK.transpose(1, 2)
+
+
+def exclude_self(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
+    """Exclusive self-attention (arXiv:2603.09078): y - (y . u) u with u = v / |v| of the position's own value head.
+
+    In fp32 or wider, since what is left may be a small difference; returned in y's dtype.
+    """
+    dtype = torch.promote_types(y_BTHK.dtype, torch.float32)
+    unit_BTG1K = functional.normalize(v_BTGK.to(dtype), dim=-1).unsqueeze(3)
+    y_BTGNK = y_BTHK.to(dtype).unflatten(2, (v_BTGK.shape[2], -1))
+    along_BTGN1 = (y_BTGNK * unit_BTG1K).sum(dim=-1, keepdim=True)
+    return (y_BTGNK - along_BTGN1 * unit_BTG1K).flatten(2, 3).to(y_BTHK.dtype)
 
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}

@@ -1,6 +1,6 @@
-"""What the residual stream starts from: token table, hashed bigrams, and the gate that looks one position back.
+"""What the residual stream starts from: token table, hashed bigrams, memory, the gate that looks one position back.
 
-Letters: B sequences, T positions, D width, V vocabulary, M bigram buckets, E bigram width.
+Letters: B sequences, T positions, D width, V vocabulary, E bigram width, M memory tokens.
 """
 
 from __future__ import annotations
@@ -64,3 +64,17 @@ class SmearGate(nn.Module):
         """Return (1 - g) * x_t + g * x_{t-1} with g = sigmoid(gate)."""
         previous_BTD = functional.pad(x_BTD, (0, 0, 1, -1))
         return torch.lerp(x_BTD, previous_BTD, torch.sigmoid(self.gate).to(x_BTD.dtype))
+
+
+class MemoryTokens(nn.Module):
+    """Learned vectors in place of the first positions of every sequence, whose tokens the network then cannot see."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(config.memory_tokens, config.dim))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return x with its first positions replaced (all of them, if there are fewer)."""
+        batch, tokens, _ = x_BTD.shape
+        memory_BMD = self.tokens[:tokens].to(x_BTD.dtype).expand(batch, -1, -1)
+        return torch.cat((memory_BMD, x_BTD[:, len(self.tokens) :]), dim=1)

@@ -1,10 +1,10 @@
-"""The network, on one screen: stem, blocks with U-Net skips, head. Its layers live next door.
+"""The network, on one screen: stem, blocks with U-Net skips, refiner, head. Its layers live next door.
 
 Unusual here: parameters are fp32 banks over layers; `torch.autocast` around the call only chooses the compute dtype,
 and every cast is written out; there is no cache and no branch on data, so one static graph serves
 `torch.compile(fullgraph=True)`.
 
-Letters: B sequences, T positions, D width, V vocabulary.
+Letters: B sequences, T positions, D width, V vocabulary, G key/value heads, K head width.
 """
 
 from __future__ import annotations
@@ -14,10 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.attention import Attend, torch_attention
-from model.block import AttentionBanks, BlockScales, MLPBanks, layer_weights, rms_norm, transformer_block
+from model.block import (
+    AttentionBanks,
+    BlockScales,
+    LayerWeights,
+    MLPBanks,
+    layer_weights,
+    rms_norm,
+    transformer_block,
+)
 from model.config import GPTConfig
-from model.embeddings import BigramHash, SmearGate, TokenEmbedding
+from model.embeddings import BigramHash, MemoryTokens, SmearGate, TokenEmbedding
+from model.refiner import Refiner
 from model.rotary import rotary_tables
+from model.values import ExtraValues, ValueEmbedding, ValueResidual, value_gains
 
 
 class Head(nn.Module):
@@ -45,11 +55,15 @@ class GPT(nn.Module):
         self.attend = attend
         self.embed = TokenEmbedding(config)
         self.bigram = BigramHash(config) if config.bigram.buckets else None
+        self.memory = MemoryTokens(config) if config.memory_tokens else None
         self.smear = SmearGate(config) if config.smear else None
+        self.ve = ValueEmbedding(config) if config.value_embedding.layers else None
+        self.vr = ValueResidual(config) if config.value_residual == "additive" else None
         self.attn = AttentionBanks(config)
         self.mlp = MLPBanks(config)
         self.block = BlockScales(config)
         self.skip = Skips(config) if config.unet_skips and config.layers > 1 else None
+        self.refiner = Refiner(config) if config.refiner.latent else None
         self.head = None if config.tied_head else Head(config)
 
     def forward(self, tokens_BT: Tensor, last: int = 0) -> Tensor:
@@ -61,15 +75,24 @@ class GPT(nn.Module):
         dtype = self.compute_dtype(device)
         rope = rotary_tables(config.rope, config.head_dim, tokens_BT.shape[1], device)
         x_BTD = stem_BTD = self.stem(tokens_BT, dtype)
+        extra = ExtraValues(None, None if self.ve is None else self.ve(tokens_BT, dtype))
         skips = () if self.skip is None else self.skip.weights.to(dtype).unbind()
         saved: list[Tensor] = []  # last in, first out: the innermost pair of blocks is joined first
-        for layer, weights in enumerate(layer_weights(self.attn, self.mlp, self.block, config, dtype)):
+        for layer, weights in enumerate(self.layer_weights(dtype)):
             if layer >= len(skips) and saved:
                 x_BTD = torch.addcmul(x_BTD, saved.pop(), skips[layer - len(skips)])
-            x_BTD = transformer_block(x_BTD, stem_BTD, weights, config, rope, self.attend)
+            for _ in range(config.passes(layer)):
+                x_BTD, v_BTGK = transformer_block(x_BTD, stem_BTD, weights, extra, config, rope, self.attend)
+                extra = extra if layer else extra._replace(first=v_BTGK)
             if layer < len(skips):
                 saved.append(x_BTD)
-        return self.logits(rms_norm(x_BTD[:, -last:]))  # -0: all of them
+        x_BTD = rms_norm(x_BTD[:, -last:])  # -0: all of them
+        return self.logits(x_BTD if self.refiner is None else self.refiner(x_BTD))
+
+    def layer_weights(self, dtype: torch.dtype) -> list[LayerWeights]:
+        """Every layer's weights as it computes with them."""
+        values = value_gains(self.ve, self.vr, self.attn.value_mix, self.config, dtype)
+        return layer_weights(self.attn, self.mlp, self.block, values, self.config, dtype)
 
     def stem(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """Token and bigram embeddings, normalised, smeared: what the blocks start from and mix back in."""
@@ -77,6 +100,8 @@ class GPT(nn.Module):
         if self.bigram is not None:
             x_BTD = x_BTD + self.bigram(tokens_BT, dtype)
         x_BTD = rms_norm(x_BTD).to(dtype)
+        if self.memory is not None:
+            x_BTD = self.memory(x_BTD)
         return x_BTD if self.smear is None else self.smear(x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:

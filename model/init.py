@@ -56,25 +56,42 @@ def rules(model: GPT) -> dict[str, Fill]:
     config = model.config
     matrix = orthogonal(1.0) if config.init.matrices == "orthogonal" else linear_default
     gain = config.init.auxiliary_gain or 1.0 / math.sqrt(2 * config.layers)
-    zero, one = constant(0.0), constant(1.0)
+    auxiliary = constant(0.0) if config.init.auxiliary_zero else orthogonal(gain)
+    zero, half, one = constant(0.0), constant(0.5), constant(1.0)
     return {
         "embed.tokens": normal(config.init.embed_std),
         "head.weight": zero,
         "bigram.embed": zero,
-        "bigram.proj": zero if config.init.auxiliary_zero else orthogonal(gain),
+        "bigram.proj": auxiliary,
         "bigram.scale": constant(config.bigram.scale_init),
+        "memory.tokens": normal(config.init.memory_std),
         "smear.gate": zero,
         "attn.q": matrix,
         "attn.k": matrix,
         "attn.v": matrix,
         "attn.o": zero,
         "attn.q_gain": constant(config.qk_gain),
+        "attn.gate": zero,
+        "attn.gate_bias": constant(config.init.attention_gate_bias),
+        "attn.value_mix": half,
+        "ve.embed": normal(config.init.value_embed_std),
+        "ve.proj": auxiliary,
+        "ve.scale": constant(config.value_embedding.scale_init),
+        "ve.layer_scales": one,
+        "vr.scales": zero,
         "mlp.up": matrix,
         "mlp.down": zero,
         "block.attn_scale": one,
         "block.mlp_scale": one,
         "block.residual_mix": mix_stream_only,
         "skip.weights": one,
+        "refiner.down": orthogonal(1.0),
+        "refiner.inner": orthogonal(1.0),
+        "refiner.inner_bias": zero,
+        "refiner.outer": zero,
+        "refiner.outer_bias": zero,
+        "refiner.up": orthogonal(1.0),
+        "refiner.gate": constant(config.refiner.gate_init),
     }
 
 

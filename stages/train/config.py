@@ -111,6 +111,10 @@ class Config(StageConfig):
         default=98_304, ge=1, description="Inputs per forward pass; the rest is gradient accumulation. Unit: tokens."
     )
     muon: MuonConfig = Field(default=MuonConfig(), description="Matrices.")
+    aux_matrices: Literal["muon", "adamw"] = Field(
+        default="muon",
+        description="What trains the projections of bigram and value embeddings: Muon, or the scalars' AdamW.",
+    )
     embed: AdamConfig = Field(default=AdamConfig(lr=0.035), description="Embedding tables.")
     scalar: AdamConfig = Field(default=AdamConfig(lr=0.025), description="Gains, scales, gates and other vectors.")
     head: AdamConfig = Field(default=AdamConfig(lr=0.008), description="An untied output matrix.")
@@ -139,6 +143,11 @@ class Config(StageConfig):
         if self.batch_tokens % self.microbatch_tokens:
             raise ValueError(
                 f"batch_tokens is a multiple of microbatch_tokens {self.microbatch_tokens}; got {self.batch_tokens}"
+            )
+        if self.network.memory_tokens >= self.sequence_tokens:
+            raise ValueError(
+                f"network.memory_tokens leaves room in a sequence, so it is below sequence_tokens "
+                f"{self.sequence_tokens}; got {self.network.memory_tokens}"
             )
         if self.schedule.clock == "wall" and not self.budget_s:
             raise ValueError("schedule.clock 'wall' needs budget_s > 0; set train.budget_s or use clock 'steps'")

@@ -20,7 +20,7 @@ class Optimizers:
     """All optimizers of one model as one. State tensors are addressed by parameter name, for checkpoints."""
 
     def __init__(self, model: nn.Module, config: Config, device: torch.device) -> None:
-        groups = parameter_groups(model)
+        groups = parameter_groups(model, config.aux_matrices)
         muon = config.muon
         dtypes = {"auto": torch.float32 if device.type == "cpu" else torch.bfloat16}
         self._muon = Muon(

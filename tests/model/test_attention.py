@@ -9,6 +9,7 @@ from model.attention import (
     attention_candidates,
     attention_error,
     choose_attention,
+    exclude_self,
     reference_attention,
     torch_attention,
 )
@@ -81,3 +82,27 @@ def test_on_a_gpu_every_installed_back_end_agrees_with_the_reference():
     config = GPTConfig()
     for name, attend in attention_candidates(cuda, torch.bfloat16).items():
         assert attention_error(attend, config, cuda, torch.bfloat16) < 1e-2, name
+
+
+def test_exclusive_attention_leaves_nothing_along_the_own_value():
+    y, v = torch.randn(2, 5, 4, 8, dtype=torch.float64), torch.randn(2, 5, 2, 8, dtype=torch.float64)
+    left = exclude_self(y, v)
+    for head in range(4):
+        along = (left[:, :, head] * v[:, :, head // 2]).sum(-1)
+        torch.testing.assert_close(along, torch.zeros_like(along), atol=1e-12, rtol=0)
+        removed = y[:, :, head] - left[:, :, head]  # all of it lies along the value
+        cosine = torch.cosine_similarity(removed, v[:, :, head // 2], dim=-1).abs()
+        torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+def test_exclusive_attention_passes_what_has_no_own_value():
+    y = torch.randn(1, 3, 4, 8)
+    assert torch.equal(exclude_self(y, torch.zeros(1, 3, 2, 8)), y)
+
+
+def test_exclusive_attention_computes_in_fp32_and_keeps_the_dtype():
+    y, v = torch.randn(1, 64, 4, 8), torch.randn(1, 64, 2, 8)
+    got = exclude_self(y.bfloat16(), v.bfloat16())
+    assert got.dtype == torch.bfloat16
+    want = exclude_self(y.bfloat16().float(), v.bfloat16().float())
+    assert torch.equal(got, want.bfloat16())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import BigramConfig, GPTConfig
-from model.embeddings import BigramHash, SmearGate, bigram_buckets
+from model.embeddings import BigramHash, MemoryTokens, SmearGate, bigram_buckets
 
 CONFIG = GPTConfig(dim=8, heads=2, kv_heads=1, bigram=BigramConfig(buckets=2048, dim=4))
 
@@ -49,3 +50,15 @@ def test_smear_mixes_each_position_with_the_one_before(gate):
     torch.testing.assert_close(got[:, 0], (1 - g) * x[:, 0])
     for t in range(1, 5):
         torch.testing.assert_close(got[:, t], (1 - g) * x[:, t] + g * x[:, t - 1])
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 7])
+def test_memory_replaces_the_first_positions_of_every_sequence_and_nothing_else(tokens):
+    memory, x = MemoryTokens(replace(CONFIG, memory_tokens=3)), torch.randn(2, tokens, 8)
+    with torch.no_grad():
+        memory.tokens.normal_()
+    got = memory(x)
+    assert got.shape == x.shape
+    for row in got:
+        assert torch.equal(row[:3], memory.tokens[:tokens])
+    assert torch.equal(got[:, 3:], x[:, 3:])

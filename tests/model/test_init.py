@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.config import BigramConfig, GPTConfig, InitConfig, RopeConfig
+from model.config import BigramConfig, GPTConfig, InitConfig, RefinerConfig, RopeConfig, ValueEmbeddingConfig
 from model.gpt import GPT
 from model.init import initialise
 
@@ -26,6 +26,14 @@ BASE = GPTConfig(
 )
 
 
+FEATURES = {
+    "value_embedding": ValueEmbeddingConfig(layers=(9, 10), dim=16),
+    "gated_attention": True,
+    "memory_tokens": 40,
+    "refiner": RefinerConfig(latent=16, hidden=48),
+}
+
+
 def initialised(config: GPTConfig, seed: int = 0) -> dict[str, torch.Tensor]:
     model = GPT(config)
     initialise(model, seed)
@@ -43,6 +51,40 @@ def test_every_parameter_starts_as_the_table_says():
     assert bool((state["block.residual_mix"][:, 0] == 1).all())
     assert bool((state["block.residual_mix"][:, 1] == 0).all())
     assert state["embed.tokens"].std().item() == pytest.approx(0.005, rel=0.02)
+
+
+def test_features_start_as_published():
+    state = initialised(replace(BASE, **FEATURES, value_residual="mix"))
+    assert bool((state["attn.gate"] == 0).all())
+    assert bool((state["attn.gate_bias"] == 4).all())
+    assert bool((state["attn.value_mix"] == 0.5).all())
+    assert bool((initialised(replace(BASE, value_residual="additive"))["vr.scales"] == 0).all())
+    assert state["ve.embed"].std().item() == pytest.approx(0.01, rel=0.02)
+    assert state["ve.scale"].item() == pytest.approx(0.1)
+    assert bool((state["ve.layer_scales"] == 1).all())
+    assert state["memory.tokens"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert state["refiner.gate"].item() == -5
+    assert all(bool((state[f"refiner.{name}"] == 0).all()) for name in ("inner_bias", "outer", "outer_bias"))
+    for name in ("refiner.down", "refiner.inner", "refiner.up"):
+        short = state[name] if state[name].shape[0] <= state[name].shape[1] else state[name].T
+        torch.testing.assert_close(short @ short.T, torch.eye(short.shape[0]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("gain", "want"), [(0.0, 1 / math.sqrt(22)), (1.0, 1.0)])
+def test_both_auxiliary_projections_have_the_gain_of_their_system(gain, want):
+    """1 / sqrt(2L) in PRs #398, #417, #1033 and #1232; 1 in #549 and #714."""
+    state = initialised(replace(BASE, **FEATURES, init=InitConfig(auxiliary_gain=gain)))
+    for name in ("bigram.proj", "ve.proj"):
+        torch.testing.assert_close(state[name].T @ state[name], torch.eye(16) * want**2, atol=1e-6, rtol=1e-5)
+
+
+def test_a_fresh_value_residual_or_refiner_changes_little_or_nothing():
+    plain, tokens = GPT(BASE), torch.randint(1024, (2, 32), generator=torch.Generator().manual_seed(0))
+    initialise(plain, 0)
+    for feature, atol in ({"value_residual": "additive"}, 0.0), ({"refiner": FEATURES["refiner"]}, 0.02):
+        model = GPT(replace(BASE, **feature))
+        initialise(model, 0)
+        torch.testing.assert_close(model(tokens), plain(tokens), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["attn.q", "attn.k", "attn.v", "mlp.up"])
@@ -79,7 +121,7 @@ def test_a_seed_gives_the_same_weights_again_and_another_seed_others():
 
 
 def test_switching_features_off_leaves_all_other_tensors_as_they_were():
-    with_features = initialised(BASE)
+    with_features = initialised(replace(BASE, **FEATURES, value_residual="mix"))
     plain = initialised(replace(BASE, bigram=BigramConfig(), smear=False, unet_skips=False, residual_mix=False))
     assert set(with_features) - set(plain) == {
         "bigram.embed",
@@ -88,6 +130,12 @@ def test_switching_features_off_leaves_all_other_tensors_as_they_were():
         "smear.gate",
         "skip.weights",
         "block.residual_mix",
+        "attn.gate",
+        "attn.gate_bias",
+        "attn.value_mix",
+        "memory.tokens",
+        *(f"ve.{name}" for name in ("embed", "proj", "scale", "layer_scales")),
+        *(f"refiner.{name}" for name in ("down", "inner", "inner_bias", "outer", "outer_bias", "up", "gate")),
     }
     assert all(torch.equal(plain[name], with_features[name]) for name in plain)
 
