@@ -25,6 +25,8 @@ Verify = Literal["stamp", "full"]
 # An object as young as this is not uploaded again; older ones are, so that a `gc` which is about to remove them sees
 # them as fresh. Far below any sensible grace period of `gc`.
 _FRESH_S = 3600.0
+# Hashing less than this again takes no longer than the stamp's wait for the clock tick.
+_WORTH_A_STAMP_BYTES = 8 << 20
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -49,7 +51,9 @@ class Objects:
     def put(self, paths: Iterable[Path]) -> list[tuple[str, int]]:
         """Store the contents of files; (sha256, bytes) of each, in order. All of it is on disk when this returns."""
         put = in_parallel(self._put_one, paths)
-        self._stamps.write((sha256, path, signature(path)) for path, sha256 in {(self.held(s), s) for s, _ in put})
+        if sum(size_bytes for _, size_bytes in put) >= _WORTH_A_STAMP_BYTES:
+            held = {sha256: self.held(sha256) for sha256, _ in put}
+            self._stamps.write((sha256, path, signature(path)) for sha256, path in held.items())
         return put
 
     def read(self, sha256: str) -> bytes:
@@ -72,14 +76,18 @@ class Objects:
             folder.mkdir(parents=True, exist_ok=True)
             for parent in {(folder / file.path).parent for file in files}:
                 parent.mkdir(parents=True, exist_ok=True)
-            lay = self._link if link else self._copy
-            in_parallel(lambda file: lay(file, folder / file.path), files)
+            if link:
+                for file in files:
+                    self._link(file, folder / file.path)
+            else:
+                in_parallel(lambda file: self._copy(file, folder / file.path), files)
 
     def verify(self, files: Iterable[File], verify: Verify = "stamp") -> None:
         """See that the files' objects are on this host and right; DamagedArtifact names the first that is not."""
         by_digest = {file.sha256: file for file in files}
-        hashed = in_parallel(lambda file: self._verified(file, verify), by_digest.values())
-        self._stamps.write(stamp for stamp in hashed if stamp is not None)
+        if verify == "stamp":
+            by_digest = {s: f for s, f in by_digest.items() if not self._stamps.holds(s, self.held(s))}
+        self._stamps.write(in_parallel(self._hashed, by_digest.values()))
 
     def missing(self, files: Iterable[File]) -> list[File]:
         """Files whose objects are not in the store, or not of the right size."""
@@ -138,14 +146,12 @@ class Objects:
         if entry is None or entry.bytes != size_bytes or time.time() - entry.modified_s > _FRESH_S:
             self._backend.upload(path, object_path(sha256))
 
-    def _verified(self, file: File, verify: Verify) -> tuple[str, Path, str] | None:
-        """The stamp to write if the object had to be hashed, None if its stamp was enough."""
+    def _hashed(self, file: File) -> tuple[str, Path, str]:
+        """Hash an object on this host, fetched first if need be; the stamp to write, or DamagedArtifact."""
         held = self.held(file.sha256)
         with explained(self._host.url, "read", file.path):
             before, found = "", None
             with contextlib.suppress(FileNotFoundError):
-                if verify == "stamp" and self._stamps.holds(file.sha256, held):
-                    return None
                 before, found = signature(held), hash_file(held)
             if found == (file.sha256, file.bytes):
                 return file.sha256, held, before

@@ -4,8 +4,8 @@
 |---|---|---|
 | s3, s3a | PutObject with `If-None-Match: *` | tests against a local S3 server |
 | memory | a lock of this process | tests |
-| gs, gcs | `ifGenerationMatch=0` | not tested here |
-| az, abfs, abfss | Put Blob with `If-None-Match: *` | not tested here |
+| gs, gcs | `ifGenerationMatch=0` (gcsfs 2026.10) | reading the driver; never run |
+| az, abfs, abfss | `upload_blob(overwrite=False)` (adlfs 2026.8) | reading the driver; never run |
 
 fsspec's own default for `mode="create"` looks first and writes then, which decides nothing between two writers.
 """

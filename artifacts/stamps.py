@@ -28,9 +28,9 @@ class Stamps:
         """Whether the file is the very one that was verified."""
         try:
             stamped = (self._folder / sha256[:2] / sha256).read_text(encoding="ascii")
-        except OSError:
+            return stamped == signature(path)
+        except (OSError, ValueError):
             return False
-        return stamped == signature(path)
 
     def write(self, verified: Iterable[tuple[str, Path, str]]) -> None:
         """Remember (sha256, path, signature taken before its bytes were hashed and found right)."""

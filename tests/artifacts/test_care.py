@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import attempts as attempts_module
+from artifacts import objects as objects_module
 from artifacts.documents import dump_document
 from artifacts.errors import BadArchive, BadName, DamagedArtifact, NotFound
 from artifacts.objects import object_path
@@ -433,9 +434,11 @@ def test_gc_ignores_what_goes_while_it_looks(local_place, publish, monkeypatch):
     assert _mentions(local_place.open()._backend, "runs/ghost.json") == set()
 
 
-def test_gc_sweeps_what_crashes_left_and_stamps_of_what_is_gone(local_place, publish):
+def test_gc_sweeps_what_crashes_left_and_stamps_of_what_is_gone(local_place, publish, tmp_path):
     store = Store.open(local_place.url)
     record = publish(store, "a").record
+    store.fetch(record.files, tmp_path / "in")
+    assert len(list(Path(local_place.url, "cache").rglob(record.files[0].sha256))) == 1
     leftover = Path(local_place.url, "tmp", "123-abc")
     leftover.write_bytes(b"half")
     assert store.gc(delete=True).removed == ()
@@ -469,8 +472,7 @@ def test_verify_can_look_at_one_stage_or_artifact(local_place, publish):
 
 
 def test_a_verified_object_is_not_hashed_again_until_it_changes(local_place, publish, tmp_path, monkeypatch):
-    from artifacts import objects as objects_module
-
+    monkeypatch.setattr(objects_module, "_WORTH_A_STAMP_BYTES", 0)
     record = publish(local_place.open("a"), "a").record
     hashed, hash_file = [], objects_module.hash_file
     monkeypatch.setattr(objects_module, "hash_file", lambda path: (hashed.append(path), hash_file(path))[1])
@@ -489,7 +491,8 @@ def test_a_verified_object_is_not_hashed_again_until_it_changes(local_place, pub
     assert len(hashed) == 3
 
 
-def test_a_flip_right_after_the_publish_is_found_in_spite_of_the_stamp(local_place, publish, tmp_path):
+def test_a_flip_right_after_the_publish_is_found_in_spite_of_the_stamp(local_place, publish, tmp_path, monkeypatch):
+    monkeypatch.setattr(objects_module, "_WORTH_A_STAMP_BYTES", 0)
     store = local_place.open("a")
     for turn in range(10):
         record = publish(store, f"{turn}").record
@@ -501,7 +504,8 @@ def test_a_flip_right_after_the_publish_is_found_in_spite_of_the_stamp(local_pla
             store.fetch(record.files, tmp_path / "in")
 
 
-def test_no_stamp_is_written_within_the_clock_tick_of_a_files_last_change(local_place, publish):
+def test_no_stamp_is_written_within_the_clock_tick_of_a_files_last_change(local_place, publish, monkeypatch):
+    monkeypatch.setattr(objects_module, "_WORTH_A_STAMP_BYTES", 0)
     # Where file times move in ticks, a later write in the same tick would leave no trace.
     store = local_place.open()
     record = publish(store, "a").record
@@ -515,6 +519,10 @@ def test_an_object_that_changes_while_it_is_stamped_gets_no_stamp(local_place, p
     stamps = local_place.open("b")._stamps
     held = Path(local_place.url, object_path(sha256))
     stamps.write([(sha256, held, "1 2 3 4\n")])
+    assert not stamps.holds(sha256, held)
+    local_place.open("b").fetch(record.files, tmp_path / "in")
+    assert stamps.holds(sha256, held)
+    next(Path(local_place.folder, "hosts", "b").rglob(sha256)).write_bytes(b"\xff not a stamp")
     assert not stamps.holds(sha256, held)
     stamps.write([])
     stamps.write([(sha256, Path("/nowhere"), "1 2 3 4\n")])
