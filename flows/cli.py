@@ -56,7 +56,7 @@ def _complain(arguments: argparse.Namespace, kind: str, message: str, code: int)
 
 def _unexpected(error: Exception) -> str:
     text = "".join(traceback.format_exception(error))
-    folder = Path(".fairway") / "logs"
+    folder = Path(".fairway").absolute() / "logs"
     path = folder / f"crash-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
