@@ -20,6 +20,8 @@ from stages.quantize.network import quantize_network
 def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
     """Write `quantized/quantized.safetensors` and `errors/errors.json`."""
     device = torch_device(runtime)
+    if runtime.world > 1:
+        raise StageError(f"quantize runs on one device; got {runtime.world} ranks; set devices.quantize.count = 1")
     try:
         tensors, metadata = load_weights(inputs["weights"] / "weights.safetensors")
     except FormatError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from model.gpt import GPT
 from model.init import initialise
 from model.quantized import Coded, dequantize_all, load_quantized
 from model.weights import load_weights, save_weights
-from stages.contract import Device, Runtime, StageError
+from stages.contract import Device, Runtime, StageError, with_rank
 from stages.quantize.config import Config, GroupConfig
 from stages.quantize.stage import run
 
@@ -153,6 +154,12 @@ def test_a_device_that_is_not_there_is_refused(weights, tmp_path, runtime):
     elsewhere = Runtime(scratch=runtime.scratch, checkpoints=runtime.checkpoints, device=Device(kind="cuda"))
     with pytest.raises(StageError, match="CUDA"):
         run(Config(), {"weights": weights}, tmp_path / "out", elsewhere)
+
+
+def test_more_than_one_rank_is_refused(weights, tmp_path, runtime):
+    two = with_rank(replace(runtime, device=Device(count=2)), 0, 2)
+    with pytest.raises(StageError, match="one device; got 2 ranks"):
+        run(Config(), {"weights": weights}, tmp_path / "out", two)
 
 
 def test_impossible_configurations_are_refused_at_construction():
