@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata  # noqa: TID251 - reads versions, imports nothing
@@ -104,7 +105,10 @@ def library_version(name: str) -> str:
 
     `2.13.0+cpu` and `2.13.0+cu130` count as one version: which kind of device computes is a component of its own, and
     a laptop must be able to plan a run for a GPU machine. The full version is in the record's provenance.
+    The name "python" stands for the language itself, as 3.11, for stages whose output depends on it.
     """
+    if name == "python":
+        return f"{sys.version_info.major}.{sys.version_info.minor}"
     try:
         return metadata.version(name).partition("+")[0]
     except metadata.PackageNotFoundError as error:

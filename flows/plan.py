@@ -129,7 +129,10 @@ class _Planner:
     def _last(self, stage: str, part: str) -> Record | None:
         if part.endswith(UNKNOWN_PART):
             return None
-        return self.memory.latest(self.loaded.recipe.name, self.loaded.scale, self.seed, stage, part)
+        try:
+            return self.memory.latest(self.loaded.recipe.name, self.loaded.scale, self.seed, stage, part)
+        except DamagedArtifact:
+            return None
 
     def _changes(self, last: Record, parts: Components) -> list[Change]:
         stage = parts["stage"]

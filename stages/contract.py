@@ -37,7 +37,7 @@ class StageSpec:
     name: str
     inputs: tuple[str, ...]  # roles that it may read; `StageConfig.reads()` narrows them for one configuration
     outputs: tuple[str, ...]  # roles that it writes: sub-folders of `out`, each with a digest of its own
-    libraries: tuple[str, ...] = ()  # distributions whose version is part of the identity
+    libraries: tuple[str, ...] = ()  # distributions, or "python", whose version is part of the identity
     seeded: bool = False  # takes `seed`
     accelerated: bool = False  # the requested device is part of the identity
     mapped: bool = False  # runs once per part (a document shard, a protocol), one record each

@@ -14,7 +14,7 @@ class Config(StageConfig):
     """Our modules and the recipe -> one packed Python file; its bytes count against the cap."""
 
     SPEC: ClassVar[StageSpec] = StageSpec(
-        name="bundle", inputs=("source",), outputs=("bundle",), libraries=("python-minifier",)
+        name="bundle", inputs=("source",), outputs=("bundle",), libraries=("python", "python-minifier")
     )
 
     recipe: dict[str, Any] = Field(default={}, description="The resolved recipe, seed-free; the wiring fills it in.")

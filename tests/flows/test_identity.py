@@ -158,6 +158,12 @@ def test_a_version_comes_without_its_build_and_without_an_import() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_python_is_a_library_where_a_stage_writes_source_code() -> None:
+    # ast.unparse, which the packed code comes from, differs between versions.
+    assert library_version("python") == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert "python" in steps(RECIPE)["bundle"].config.SPEC.libraries
+
+
 def test_a_missing_library_is_named() -> None:
     with pytest.raises(StageError, match="no-such-distribution is not"):
         library_version("no-such-distribution")

@@ -145,8 +145,23 @@ FIELDS = [(path, declared, value) for path, declared, value in leaves(the_recipe
 
 
 @pytest.fixture(scope="module")
-def base_keys() -> dict[str, str]:
-    return keys(ROOT, the_recipe())
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source tree that nobody edits."""
+    folder = tmp_path_factory.mktemp("pristine")
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base_keys(pristine: Path) -> dict[str, str]:
+    return keys(pristine, the_recipe())
+
+
+@pytest.fixture
+def tree(pristine: Path, tmp_path: Path) -> Path:
+    """A copy to edit."""
+    return shutil.copytree(pristine, tmp_path / "tree")
 
 
 def test_the_table_has_every_step(base_keys: dict[str, str]) -> None:
@@ -154,8 +169,8 @@ def test_the_table_has_every_step(base_keys: dict[str, str]) -> None:
     assert len(FIELDS) > 100
 
 
-def test_every_field_of_every_stage_reruns_exactly_its_own(base_keys: dict[str, str]) -> None:
-    recipe, identity, source = the_recipe(), Identity(ROOT), bundle_source(ROOT)
+def test_every_field_of_every_stage_reruns_exactly_its_own(pristine: Path, base_keys: dict[str, str]) -> None:
+    recipe, identity, source = the_recipe(), Identity(pristine), bundle_source(pristine)
     wrong, bound = {}, set()
     for path, declared, value in FIELDS:
         changed = edited(recipe, path, declared, value)
@@ -270,14 +285,6 @@ EDITS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the source tree."""
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
-
-
 def keys_apart(root: Path) -> dict[str, str]:
     """The keys that the tree at `root` gives: its own classes declare the fields, so a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -288,27 +295,24 @@ def keys_apart(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("what", EDITS)
-def test_an_edit_reruns_exactly_its_own(what: str, tree: Path) -> None:
-    edit, recipe = EDITS[what], the_recipe()
-    before = keys(tree, recipe)
+def test_an_edit_reruns_exactly_its_own(what: str, tree: Path, base_keys: dict[str, str]) -> None:
+    edit = EDITS[what]
     edit.apply(tree)
-    after = keys_apart(tree) if edit.path.endswith("config.py") else keys(tree, recipe)
-    assert differing(before, after) == edit.reruns
+    after = keys_apart(tree) if edit.path.endswith("config.py") else keys(tree, the_recipe())
+    assert differing(base_keys, after) == edit.reruns
 
 
-def test_editing_the_referee_never_retrains(tree: Path) -> None:
+def test_editing_the_referee_never_retrains(tree: Path, base_keys: dict[str, str]) -> None:
     """The row of the table that costs GPU hours, said again without the table's constants."""
-    recipe = the_recipe()
-    before = keys(tree, recipe)
     for name in ("referee", "score", "ledger", "windows", "stream", "adapt"):
         Edit(f"model/{name}.py", set(), append=HELPER).apply(tree)
-    changed = differing(before, keys(tree, recipe))
+    changed = differing(base_keys, keys(tree, the_recipe()))
     assert not changed & {"corpus", "vocabulary", *TOKENIZE, "train", "average", "quantize", "compress"}
     assert changed >= EVALUATE
 
 
-def test_a_process_of_its_own_finds_the_same_keys(tree: Path) -> None:
-    assert keys_apart(tree) == keys(tree, the_recipe())
+def test_a_process_of_its_own_finds_the_same_keys(tree: Path, base_keys: dict[str, str]) -> None:
+    assert keys_apart(tree) == base_keys
 
 
 def test_a_dynamic_import_stops_the_plan(tree: Path) -> None:

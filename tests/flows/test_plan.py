@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from artifacts.errors import DamagedArtifact
 from artifacts.record import File, Record
 from configs.load import Loaded, load_recipe
 from flows.identity import Identity, key_of
@@ -271,6 +272,20 @@ def test_a_lost_record_is_told(world: World) -> None:
     assert lost.key is not None
     del world.store.records[lost.key]
     assert reasons(world.plan())["quantize"] == ("its record is gone",)
+
+
+def test_a_damaged_record_runs_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    get = world.store.get
+
+    def damaged(stage: str, key: str) -> Record | None:
+        if stage == "quantize":
+            raise DamagedArtifact("records/quantize", "a", "b")
+        return get(stage, key)
+
+    monkeypatch.setattr(world.store, "get", damaged)
+    assert reasons(world.plan())["quantize"] == ("its record is damaged",)
+    assert world.states()["compress"] == "depends"
 
 
 def test_planning_imports_neither_torch_nor_prefect() -> None:
