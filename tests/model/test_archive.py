@@ -146,6 +146,25 @@ def test_damage_under_a_valid_checksum_is_our_error_or_decodes(
         read_archive(path)
 
 
+@pytest.mark.parametrize("index", range(4))
+def test_a_section_that_does_not_decode_under_a_valid_checksum_is_our_error(tmp_path: Path, index: int):
+    """One section of codes through one chain, its bytes all replaced."""
+
+    def chains(kind: str, bits: int) -> list[Chain]:
+        return all_chains(kind, bits)[index:][:1] or all_chains(kind, bits)
+
+    path = tmp_path / "model.fwy"
+    (codes, _) = write_archive(path, {"a": coded(40, 8)}, CONFIG, chains=chains)
+    raw = path.read_bytes()[: -CHECKSUM.size]
+    start = PREFIX.size + PREFIX.unpack_from(raw)[2]
+    path.write_bytes(resealed(raw[:start] + b"\xff" * codes.bytes + raw[start + codes.bytes :]))
+    if codes.chain.names[1] == "Packed":
+        read_archive(path)  # any bits are codes: only the checksum stands between
+        return
+    with pytest.raises(FormatError, match="a section does not decode"):
+        read_archive(path)
+
+
 def test_another_version_says_so(tmp_path: Path):
     write_archive(tmp_path / "a", sample(), CONFIG)
     raw = bytearray((tmp_path / "a").read_bytes()[: -CHECKSUM.size])
