@@ -53,6 +53,8 @@ def pack(modules: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
     fields = [json.dumps(recipe, sort_keys=True, separators=(",", ":"), allow_nan=False)]
     for name, source in sorted(modules.items()):
         fields += [name, source]
+    if any("\0" in field for field in fields):
+        raise ValueError("NUL separates what is packed and stands in no source; write it as an escape")
     text = "\0".join(fields).encode()
     packed: list[str] = []
     for name, (compress, decode) in CODECS.items():

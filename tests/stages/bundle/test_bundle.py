@@ -18,7 +18,9 @@ from model.archive import write_archive
 from model.config import BigramConfig, GPTConfig
 from model.gpt import GPT
 from model.init import initialise
+from stages.bundle import pack as pack_module
 from stages.bundle.config import Config
+from stages.bundle.pack import CODECS
 from stages.bundle.stage import run
 from stages.contract import Runtime, StageError
 
@@ -161,6 +163,20 @@ def test_code_and_recipe_change_the_bytes(tiny, tmp_path):
     assert text_of(tiny, tmp_path / "b", {"x": 1}) != before
     (tiny / "model" / "one.py").write_text("def double(number):\n    return number * 3\n")
     assert text_of(tiny, tmp_path / "c") != before
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_whichever_codec_is_shortest_the_file_opens(tmp_path, monkeypatch, codec):
+    monkeypatch.setattr(pack_module, "CODECS", {codec: CODECS[codec]})
+    modules = {"model.one": "X='ä\\0'\n" * 500, "two": "pass"}
+    (tmp_path / "train_gpt.py").write_text(pack_module.pack(modules, {"a": "\0"}), encoding="ascii")
+    assert alone([str(tmp_path / "train_gpt.py"), "--modules"], tmp_path).split() == ["model.one", "two"]
+    assert json.loads(alone([str(tmp_path / "train_gpt.py"), "--recipe"], tmp_path)) == {"a": "\0"}
+
+
+def test_a_module_with_nul_in_it_is_refused():
+    with pytest.raises(ValueError, match="NUL"):
+        pack_module.pack({"model.one": "X='\0'"}, {})
 
 
 def test_keyword_arguments_across_modules_survive_shorter_names(tiny, tmp_path):
