@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model.attention import choose_attention
 from model.batches import Batch, Spans, stream_batches
 from model.config import GPTConfig, to_dict
 from model.gpt import GPT
@@ -63,18 +64,20 @@ class Trainer:
         self.progress = Progress(expected_steps=config.expected_steps or config.steps)
         self.schedule = Schedule(config, self.progress.expected_steps)
         self.resumed = Progress()  # where this process took over
+        on_gpu = device.type == "cuda"
+        self.bfloat16 = on_gpu if config.precision == "auto" else config.precision == "bfloat16"
+        if on_gpu and self.bfloat16:  # the few matrix products that stay in fp32 need not be exact either
+            torch.set_float32_matmul_precision("high")
+        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+        self.attention = choose_attention(config.network, device, dtype)
         torch.manual_seed(seed)
-        self.model = GPT(config.network)
+        self.model = GPT(config.network, self.attention.attend)
         initialise(self.model, seed)
         self.model.to(device)
         self.parameters = list(self.model.parameters())
         self.optimizers = Optimizers(self.model, config, device)
         self.ema = Ema(self.model.state_dict()) if config.ema.enabled else None
         self.telemetry = Telemetry([name for name, _ in self.model.named_parameters()], device)
-        on_gpu = device.type == "cuda"
-        self.bfloat16 = on_gpu if config.precision == "auto" else config.precision == "bfloat16"
-        if on_gpu and self.bfloat16:  # the few matrix products that stay in fp32 need not be exact either
-            torch.set_float32_matmul_precision("high")
         self.compiled = on_gpu if config.compile == "auto" else config.compile == "on"
         self._token_nats = torch.compile(token_nats, fullgraph=True, dynamic=False) if self.compiled else token_nats
         self._checkpoint_at = self._shown_at = time.monotonic()

@@ -30,6 +30,7 @@ def report(trainer: Trainer, ended: str, device: str) -> dict[str, Any]:
         "qat_steps": 0,
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
         "device": device,
+        "attention": trainer.attention.name,
         "ended_by": ended,
         "resumed_from_step": trainer.resumed.step,
     }
