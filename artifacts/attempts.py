@@ -17,7 +17,7 @@ from pathlib import Path
 
 from artifacts.backend import Backend, explained, host_name
 from artifacts.digest import copy_hashed, hash_file
-from artifacts.documents import dump_document, load_document
+from artifacts.documents import dump_document, read_if_whole
 from artifacts.errors import DamagedArtifact
 from artifacts.local import LocalBackend
 from artifacts.record import File, check_files, check_key
@@ -128,13 +128,8 @@ class Attempts:
                 self._backend.delete(entry.path)
 
     def _manifest(self, key: str) -> tuple[File, ...] | None:
-        path = f"attempts/{key}/manifest.json"
-        try:
-            document, _ = load_document(self._backend.read(path), path)
-        except FileNotFoundError:
-            return None
-        except DamagedArtifact as damage:
-            _LOG.warning("the checkpoints of %s cannot be used, the stage starts from its beginning: %s", key, damage)
+        document = read_if_whole(self._backend, f"attempts/{key}/manifest.json")
+        if document is None:
             return None
         return check_files(tuple(File(f["path"], f["sha256"], f["bytes"]) for f in document["files"]))
 

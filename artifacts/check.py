@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from artifacts.backend import Backend
 from artifacts.digest import digest_json, hash_file
-from artifacts.documents import load_document
+from artifacts.documents import read_document
 from artifacts.errors import DamagedArtifact, StoreError
 from artifacts.local import LocalBackend
 from artifacts.names import Names
-from artifacts.objects import Objects, in_parallel, object_path
+from artifacts.objects import Objects, object_path
+from artifacts.parallel import in_parallel
 from artifacts.record import File, Record
 from artifacts.records import Records, read_record, record_path
 from artifacts.verdicts import Rejections
@@ -138,7 +139,7 @@ class Checker:
             for entry in self._backend.walk(folder):
                 if entry.path.endswith(".json"):
                     try:
-                        load_document(self._backend.read(entry.path), entry.path)
+                        read_document(self._backend, entry.path)
                     except FileNotFoundError:
                         continue
                     except DamagedArtifact as damage:

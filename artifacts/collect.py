@@ -11,12 +11,11 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from artifacts.backend import Backend, Entry
-from artifacts.documents import load_document
-from artifacts.errors import DamagedArtifact
+from artifacts.documents import read_if_whole
 from artifacts.lease import holders
 
 GRACE_S = 24 * 3600.0  # far above the time that a publish, a push or an import takes
@@ -38,12 +37,18 @@ class Collected:
 
 
 def collect(
-    backend: Backend, *, delete: bool = False, grace_s: float = GRACE_S, keep_last: int | None = None
+    backend: Backend,
+    host: Backend | None = None,
+    *,
+    delete: bool = False,
+    grace_s: float = GRACE_S,
+    keep_last: int | None = None,
 ) -> Collected:
     """Find what no root needs and what crashes left, and remove it if `delete`.
 
     `keep_last` = N forgets all but the last N runs of each recipe and scale and the last N versions of each name, and
     the attempts that no remaining run mentions. A grace period below an hour or so is safe only while nothing runs.
+    `host` is this host's folder of a remote store, where killed downloads leave their halves.
     """
     # Candidates first, roots afterwards: what becomes a root in between is kept.
     tree = _tree(backend)
@@ -52,6 +57,9 @@ def collect(
     gone += sweep.unneeded(tree, sweep.needed(tree, roots))
     if delete:
         gone = [entry for entry in gone if sweep.remove(entry)]
+    if host is not None:
+        halves = [entry for entry in host.walk("tmp") if entry.modified_s < time.time() - grace_s]
+        gone += [replace(e, path=f"{host.url}/{e.path}") for e in halves if not delete or host.delete(e.path)]
     stages = Counter(entry.path.split("/")[1] for entry in gone if entry.path.startswith("records/"))
     return Collected(tuple(gone), not delete, dict(stages))
 
@@ -92,9 +100,9 @@ class _Sweep:
         groups: dict[tuple[str, ...], list[tuple[Any, Entry]]] = defaultdict(list)
         for entry in self._backend.walk("names"):
             folder, _, number = entry.path.removesuffix(".json").rpartition("/")
-            groups[(folder,)].append((int(number), entry))
+            groups[(folder,)].append((int(number) if number.isdecimal() else 0, entry))
         for entry in self._backend.walk("runs"):
-            run = self._run(entry)
+            run = read_if_whole(self._backend, entry.path) or {}
             group = ("runs", str(run.get("recipe")), str(run.get("scale")))
             groups[group].append(((str(run.get("started")), entry.path), entry))
         kept, forgotten = list(self._backend.walk("pins")), list[Entry]()
@@ -147,12 +155,6 @@ class _Sweep:
         """Remove a file unless it was written again since it was listed."""
         now = self._backend.entry(entry.path)
         return now is not None and now.modified_s == entry.modified_s and self._backend.delete(entry.path)
-
-    def _run(self, entry: Entry) -> dict[str, Any]:
-        try:
-            return load_document(self._backend.read(entry.path), entry.path)[0]
-        except (FileNotFoundError, DamagedArtifact):
-            return {}
 
 
 def _tree(backend: Backend) -> dict[str, list[Entry]]:

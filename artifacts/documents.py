@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from typing import Any
 
+from artifacts.backend import Backend
 from artifacts.errors import BadName, DamagedArtifact
+from artifacts.parallel import in_parallel
+
+_LOG = logging.getLogger(__name__)
 
 _HEAD = b'{"sha256": "'
 _HEAD_BYTES = len(_HEAD) + 64 + len(b'",')
@@ -44,3 +49,26 @@ def load_document(raw: bytes, path: str) -> tuple[dict[str, Any], str]:
     document = json.loads(raw)
     del document["sha256"]
     return document, found
+
+
+def read_document(backend: Backend, path: str) -> tuple[dict[str, Any], str]:
+    """(document, digest) of a file; FileNotFoundError if there is none, DamagedArtifact if a byte of it is another."""
+    return load_document(backend.read(path), path)
+
+
+def read_if_whole(backend: Backend, path: str) -> dict[str, Any] | None:
+    """The document of a file, or None, with a warning, if it is damaged: one bad file must not hide all others."""
+    try:
+        return read_document(backend, path)[0]
+    except FileNotFoundError:
+        return None
+    except DamagedArtifact as damage:
+        _LOG.warning("left out: %s", damage)
+        return None
+
+
+def read_folder(backend: Backend, folder: str) -> list[dict[str, Any]]:
+    """Every whole document below a folder, in order of path."""
+    paths = [entry.path for entry in backend.walk(folder) if entry.path.endswith(".json")]
+    found = in_parallel(lambda path: read_if_whole(backend, path), paths)
+    return [document for document in found if document is not None]

@@ -247,8 +247,8 @@ def _path(key: str, epoch: int, kind: str) -> str:
 
 
 def _epochs(backend: Backend, key: str) -> list[int]:
-    paths = (entry.path for entry in backend.walk(f"leases/{key}") if entry.path.endswith(".json"))
-    return [int(path.split("/")[-1].removesuffix(".json")) for path in paths]
+    names = (entry.path.split("/")[-1] for entry in backend.walk(f"leases/{key}") if entry.path.endswith(".json"))
+    return [int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal()]
 
 
 def _me(**more: float) -> bytes:

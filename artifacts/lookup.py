@@ -54,9 +54,9 @@ class Lookup:
     def latest(self, name: Name) -> Record | None:
         """The newest record that has this name and is still in use."""
         for version in reversed(self._names.versions(name)):
-            target = self._names.target(name, version)
-            record = self._records.get(target["stage"], target["key"])
-            if record is not None and record.id == target["record"]:
+            target = self._names.whole_target(name, version)
+            record = self._records.whole(target["stage"], target["key"]) if target else None
+            if target and record is not None and record.id == target["record"]:
                 return record
         return None
 

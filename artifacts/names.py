@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifacts.backend import Backend
-from artifacts.documents import dump_document, load_document
+from artifacts.documents import dump_document, read_document, read_if_whole
 from artifacts.errors import BadName, NotFound
-from artifacts.objects import in_parallel
+from artifacts.parallel import in_parallel
 from artifacts.record import check_part, check_stage, check_word
 
+_PATH = re.compile(r"names/([^/]+)/([^/]+)/(\d+)/([^/]+)/(?:([^/]+)/)?(\d+)\.json")
 _LABEL = re.compile(r"(?P<stage>[^\[\]@]+)(?:\[(?P<part>[^\[\]@]+)\])?(?:@(?P<version>\d+))?")
 
 
@@ -73,8 +74,8 @@ class Names:
             fresh = [n for n in reversed(versions) if n > checked]
             # The latest first: it is the answer in every cached run.
             for group in (fresh[:1], fresh[1:]):
-                for n, target in zip(group, in_parallel(lambda n: self.target(name, n), group), strict=True):
-                    if target["record"] == record_id:
+                for n, target in zip(group, in_parallel(lambda n: self.whole_target(name, n), group), strict=True):
+                    if target is not None and target["record"] == record_id:
                         return n
             checked = max(versions, default=0)
             if self._backend.create(f"{name.folder}/{checked + 1}.json", raw):
@@ -92,15 +93,20 @@ class Names:
             version = max(self.versions(name), default=0)
         path = f"{name.folder}/{version}.json"
         try:
-            return load_document(self._backend.read(path), path)[0]
+            return read_document(self._backend, path)[0]
         except FileNotFoundError:
             raise NotFound(
                 f"there is no {name}{f'@{version}' if version else ''} in {self._backend.url}; "
                 "see `fairway artifacts ls`"
             ) from None
 
+    def whole_target(self, name: Name, version: int) -> dict[str, Any] | None:
+        """The same for one version, None if it is damaged or gone."""
+        return read_if_whole(self._backend, f"{name.folder}/{version}.json")
+
     def all(self) -> Iterator[tuple[Name, int]]:
         """Every version of every name, in one walk."""
         for entry in self._backend.walk("names"):
-            words = entry.path.removesuffix(".json").split("/")[1:]
-            yield Name(words[0], words[1], int(words[2]), words[3], "/".join(words[4:-1])), int(words[-1])
+            if (found := _PATH.fullmatch(entry.path)) is not None:
+                recipe, scale, seed, stage, part, version = found.groups()
+                yield Name(recipe, scale, int(seed), stage, part or ""), int(version)

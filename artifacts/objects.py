@@ -10,14 +10,15 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import IO, Literal
 
 from artifacts.backend import Backend, explained
 from artifacts.digest import copy_hashed, hash_file
 from artifacts.errors import DamagedArtifact
 from artifacts.local import LocalBackend
+from artifacts.parallel import in_parallel
 from artifacts.record import File, check_files, check_key
 from artifacts.stamps import Stamps, signature
 
@@ -27,8 +28,6 @@ Verify = Literal["stamp", "full"]
 _FRESH_S = 3600.0
 # Hashing less than this again takes no longer than the stamp's wait for the clock tick.
 _WORTH_A_STAMP_BYTES = 8 << 20
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 def object_path(sha256: str) -> str:
@@ -191,20 +190,3 @@ def _damage(file: File, found: tuple[str, int] | None, where: str) -> DamagedArt
     expected = f"sha256 {file.sha256} of {file.bytes} bytes"
     shown = f"sha256 {found[0]} of {found[1]} bytes" if found else None
     return DamagedArtifact(file.path, expected, shown, where, file.sha256)
-
-
-def in_parallel(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """`work` over items in threads, results in order; hashing, disks and object stores all let threads overlap."""
-    items = list(items)
-    if len(items) < 2:
-        return [work(item) for item in items]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(max_workers=min(8, len(items))) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise

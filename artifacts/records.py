@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from artifacts.backend import Backend
-from artifacts.documents import dump_document, load_document
+from artifacts.documents import dump_document, load_document, read_document
 from artifacts.errors import BadName, DamagedArtifact, StoreUnavailable
 from artifacts.objects import Objects
 from artifacts.record import File, Record, check_files, check_key, check_stage, record_from_json, record_to_json
+
+_PATH = re.compile(r"records/([a-z][a-z0-9_]*)/([0-9a-f]{64})\.json")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def record_path(stage: str, key: str) -> str:
 
 def read_record(backend: Backend, path: str) -> Record:
     """The record of a document, wherever it lies; DamagedArtifact if a byte of it is another."""
-    document, digest = load_document(backend.read(path), path)
+    document, digest = read_document(backend, path)
     if document.get("format") != 1:
         raise BadName(f"records here are of format 1; {path} has {document.get('format')!r}; update Fairway")
     return record_from_json(document, digest)
@@ -55,6 +58,13 @@ class Records:
         if (record.stage, record.key) != (stage, key):
             raise DamagedArtifact(path, f"the record of {stage} {key}", f"that of {record.stage} {record.key}")
         return record
+
+    def whole(self, stage: str, key: str) -> Record | None:
+        """The same, but None if the record is damaged: for what looks through many."""
+        try:
+            return self.get(stage, key)
+        except DamagedArtifact:
+            return None
 
     def publish(self, record: Record, folder: Path) -> Published:
         """Store every file of `folder`, then the record, whose `files`, `id` and time are filled in here."""
@@ -103,15 +113,15 @@ class Records:
         else:
             entries = self._backend.walk(f"records/{check_stage(stage)}", key_prefix)
         for entry in entries:
-            _, found_stage, name = entry.path.split("/")
-            if name.startswith(key_prefix):
-                yield found_stage, name.removesuffix(".json")
+            found = _PATH.fullmatch(entry.path)
+            if found is not None and found[2].startswith(key_prefix):
+                yield found[1], found[2]
 
     def remove(self, record: Record) -> None:
         """Remove a record, unless another result took its place in the meantime."""
         path = record_path(record.stage, record.key)
         try:
-            _, digest = load_document(self._backend.read(path), path)
+            _, digest = read_document(self._backend, path)
         except FileNotFoundError:
             return
         except DamagedArtifact:

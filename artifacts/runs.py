@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from artifacts.backend import Backend
-from artifacts.documents import dump_document, load_document
+from artifacts.documents import dump_document, read_document, read_folder
 from artifacts.errors import BadName, NotFound
-from artifacts.objects import in_parallel
 from artifacts.record import check_word
 from artifacts.safety import redact
 
@@ -28,15 +27,13 @@ class Runs:
     def read(self, run_id: str) -> dict[str, Any]:
         """The run with this id."""
         try:
-            raw = self._backend.read(_path(run_id))
+            return read_document(self._backend, _path(run_id))[0]
         except FileNotFoundError:
             raise NotFound(f"there is no run {run_id!r} in {self._backend.url}; see `fairway runs ls`") from None
-        return load_document(raw, _path(run_id))[0]
 
     def all(self) -> list[dict[str, Any]]:
-        """Every run, in order of id."""
-        ids = [entry.path.removeprefix("runs/").removesuffix(".json") for entry in self._backend.walk("runs")]
-        return in_parallel(self.read, ids)
+        """Every run, in order of id; damaged ones are left out with a warning, and found by `verify`."""
+        return read_folder(self._backend, "runs")
 
     def remove(self, run_id: str) -> None:
         """Forget a run; its artifacts stay until `gc`."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.attempts import Attempts
 from artifacts.backend import Backend, host_name, open_backend
 from artifacts.check import Checker, Finding
-from artifacts.documents import dump_document, load_document
+from artifacts.documents import dump_document, read_document
 from artifacts.errors import DamagedArtifact, NotFound, StoreFormat, StoreUnavailable
 from artifacts.lease import TIME_LIMIT_S, Lease, Waiting, lease
 from artifacts.local import LocalBackend
@@ -43,7 +43,7 @@ class Store:
 
     def __init__(self, backend: Backend, cache: Path) -> None:
         self._backend = backend
-        host = backend if isinstance(backend, LocalBackend) else LocalBackend(cache)
+        self._host = host = backend if isinstance(backend, LocalBackend) else LocalBackend(cache)
         self._stamps = Stamps(cache / "stamps")
         self._objects = Objects(backend, host, self._stamps)
         self._records = Records(backend, self._objects)
@@ -108,7 +108,11 @@ class Store:
         )
         self._mark_format()
         self._make_way(stage, key)
-        return self._records.publish(record, folder)
+        published = self._records.publish(record, folder)
+        reason = self._rejections.of(published.record, fresh=True)
+        if reason is not None:  # an input was rejected while this was made: no later run may take it for a hit
+            self._rejections.set_aside(published.record, reason)
+        return published
 
     def quarantine(self, stage: str, key: str) -> list[DamagedArtifact]:
         """Verify a record in full; if it is damaged, set it aside so that its stage runs again. What was wrong.
@@ -163,7 +167,7 @@ class Store:
 
     def assign_name(self, recipe: str, scale: str, seed: int, stage: str, part: str, key: str) -> str:
         """Name the record of a key: "pr714/full/42/train@3". A record that has a number under this name keeps it."""
-        record = self.get(stage, key)
+        record = self.get(stage, key) or self._rejections.by_prefix(stage, key).get((stage, key))
         if record is None:
             raise NotFound(f"only what is stored gets a name; {self.url} has no {stage} {key}; publish it first")
         name = Name(recipe, scale, seed, stage, part)
@@ -280,7 +284,8 @@ class Store:
         """What no run, name, pin, held lease or attempt needs and is older than the grace period; see `collect`."""
         from artifacts.collect import collect
 
-        return collect(self._backend, delete=delete, grace_s=grace_s, keep_last=keep_last)
+        host = None if self._host is self._backend else self._host
+        return collect(self._backend, host, delete=delete, grace_s=grace_s, keep_last=keep_last)
 
     def du(self) -> dict[str, Any]:
         """Bytes by kind and by stage; see `collect.weigh`."""
@@ -351,7 +356,7 @@ class Store:
 
     def _check_format(self) -> None:
         try:
-            document, _ = load_document(self._backend.read("store.json"), "store.json")
+            document, _ = read_document(self._backend, "store.json")
         except FileNotFoundError:
             self._marked = False
             return

@@ -22,7 +22,8 @@ from pathlib import Path
 from artifacts.backend import Backend, explained
 from artifacts.documents import dump_document, load_document
 from artifacts.errors import BadArchive, BadName, DamagedArtifact
-from artifacts.objects import Objects, in_parallel, object_path
+from artifacts.objects import Objects, object_path
+from artifacts.parallel import in_parallel
 from artifacts.record import File, Record, record_from_json, record_to_json
 from artifacts.records import Published, Records, record_path
 

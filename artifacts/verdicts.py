@@ -7,6 +7,7 @@ pins/<key>.json                          a record that `gc` keeps
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,12 +17,13 @@ from typing import Any
 
 from artifacts.backend import Backend
 from artifacts.digest import digest_json
-from artifacts.documents import dump_document, load_document
+from artifacts.documents import dump_document, read_document, read_folder, read_if_whole
 from artifacts.errors import BadName, NotFound
 from artifacts.record import Record, check_key, check_stage, record_from_json, record_to_json
 from artifacts.records import Records
 
 Code = Mapping[str, str]  # module -> digest
+_MARKER = re.compile(r"rejected/([a-z][a-z0-9_]*)/([0-9a-f]{64})/([0-9a-f]{64})\.json")
 _FRESH_S = 2.0  # for how long a listing of rejections is believed, so that a plan lists once
 
 
@@ -52,12 +54,12 @@ class Acceptances:
         names = [digest_json(code)[:16] for code in (acceptance.old, acceptance.new)]
         path = f"accepted/{acceptance.stage}/{names[0]}-{names[1]}.json"
         self._backend.create(path, dump_document({**asdict(acceptance), "at": _now()})[0])
-        return self._read(path)
+        return Acceptance(**read_document(self._backend, path)[0])
 
     def of(self, stage: str | None = None) -> list[Acceptance]:
         """The acceptances of a stage, or all."""
         folder = f"accepted/{check_stage(stage)}" if stage else "accepted"
-        return [self._read(entry.path) for entry in self._backend.walk(folder)]
+        return [Acceptance(**document) for document in read_folder(self._backend, folder)]
 
     def equivalents(self, stage: str, code: Code) -> list[dict[str, str]]:
         """Every other state of the code that acceptances, in either direction and in chains, hold equal to this one."""
@@ -74,9 +76,6 @@ class Acceptances:
                     found[name] = other
                     queue.append(name)
         return list(found.values())[1:]
-
-    def _read(self, path: str) -> Acceptance:
-        return Acceptance(**load_document(self._backend.read(path), path)[0])
 
 
 class Rejections:
@@ -95,11 +94,12 @@ class Rejections:
         """
         if not reason.strip():
             raise BadName("a rejection says why; got no reason; give one with --reason")
-        tainted = [root, *self._descendants(root)]
-        for record in tainted:
-            because = reason if record is root else f"made from {root.label} {root.key[:12]}, rejected: {reason}"
-            self.set_aside(record, because, who)
-        return tainted
+        # The root first: what is published from it from now on is seen to be tainted by its own publisher.
+        self.set_aside(root, reason, who)
+        descendants = self._descendants(root)
+        for record in descendants:
+            self.set_aside(record, f"made from {root.label} {root.key[:12]}, rejected: {reason}", who)
+        return [root, *descendants]
 
     def set_aside(self, record: Record, because: str, who: str = "") -> None:
         """Keep the record and the reason under `rejected/`, then free its key."""
@@ -108,8 +108,13 @@ class Rejections:
         self._listed_s = float("-inf")
         self._records.remove(record)
 
-    def of(self, record: Record) -> str | None:
-        """Why a record must not be used: its own rejection or that of anything it came from. None if there is none."""
+    def of(self, record: Record, fresh: bool = False) -> str | None:
+        """Why a record must not be used: its own rejection or that of anything it came from. None if there is none.
+
+        `fresh` lists the rejections again, however recent the last listing is.
+        """
+        if fresh:
+            self._listed_s = float("-inf")
         if not self._markers():
             return None
         return self._of(record.stage, record.key, record.id, record, set())
@@ -139,9 +144,9 @@ class Rejections:
         seen.add(record_id)
         if (stage, key, record_id) in self._markers():
             verdict = self._read(stage, key, record_id)
-            return verdict[0] if verdict else None
+            return verdict[0] if verdict else "rejected, but the reason's text is damaged"
         if record is None:
-            current = self._records.get(stage, key)
+            current = self._records.whole(stage, key)
             record = current if current is not None and current.id == record_id else None
         for producer in record.producers() if record else ():
             if producer["record"] in seen:
@@ -153,16 +158,15 @@ class Rejections:
 
     def _read(self, stage: str, key: str, record_id: str) -> tuple[str, Record] | None:
         path = _marker(stage, key, record_id)
-        try:
-            document, _ = load_document(self._backend.read(path), path)
-        except FileNotFoundError:
+        document = read_if_whole(self._backend, path)
+        if document is None:
             return None
         return document["reason"], record_from_json(document["record"], record_id)
 
     def _markers(self) -> set[tuple[str, str, str]]:
         if time.monotonic() - self._listed_s > _FRESH_S:
-            words = (entry.path.removesuffix(".json").split("/") for entry in self._backend.walk("rejected"))
-            self._listed = {(stage, key, record) for _, stage, key, record in words}
+            found = (_MARKER.fullmatch(entry.path) for entry in self._backend.walk("rejected"))
+            self._listed = {(match[1], match[2], match[3]) for match in found if match}
             self._listed_s = time.monotonic()
         return self._listed
 
@@ -173,7 +177,7 @@ class Rejections:
         """
         consumers: dict[tuple[str, str], list[Record]] = defaultdict(list)
         for stage, key in self._records.index():
-            record = self._records.get(stage, key)
+            record = self._records.whole(stage, key)
             for producer in record.producers() if record else ():
                 consumers[producer["stage"], producer["key"]].append(record)  # type: ignore[arg-type]
         found: dict[str, Record] = {}
@@ -212,7 +216,7 @@ class Pins:
 
     def all(self) -> list[dict[str, Any]]:
         """Every pin."""
-        return [load_document(self._backend.read(entry.path), entry.path)[0] for entry in self._backend.walk("pins")]
+        return read_folder(self._backend, "pins")
 
 
 def _marker(stage: str, key: str, record_id: str) -> str:

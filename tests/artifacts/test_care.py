@@ -364,6 +364,84 @@ def test_a_file_that_vanishes_from_a_snapshot_is_left_out(tmp_path, monkeypatch)
 # Verify and gc beside other work
 
 
+def test_one_damaged_document_does_not_hide_the_others(local_place, publish, caplog):
+    store = local_place.open()
+    one, two, three = publish(store, "one"), publish(store, "two"), publish(store, "three", made_from={})
+    for made in (one, two):
+        store.assign_name("r", "s", 1, "train", "", made.record.key)
+        store.pin(made.record.key)
+        store.write_run({"id": made.record.key})
+    store.accept("train", {"m": "1"}, {"m": "2"}, "same")
+    store.reject(three.record.key, "bad")
+    for path in local_place.paths():
+        if two.record.key in path or path.startswith(("accepted", "rejected")) or path.endswith("train/2.json"):
+            local_place.flip(path, 90)
+    store = local_place.open()
+    assert [run["id"] for run in store.list_runs()] == [pin["key"] for pin in store.pins()] == [one.record.key]
+    assert store.latest("r", "s", 1, "train") == one.record
+    assert store.acceptances() == store.rejected() == []
+    assert store.assign_name("r", "s", 1, "train", "", one.record.key) == "r/s/1/train@1"
+    assert caplog.text.count("left out") >= 5
+    # What says that something is bad is believed even when it is damaged itself.
+    assert "damaged" in store.rejection(three.record)
+    assert len(store.verify()) == 6
+    local_place.flip(record_path("train", two.record.key), 90)
+    local_place.flip("names/r/s/1/train/2.json", 90)
+    local_place.flip(record_path("train", two.record.key), 91)
+    assert store.latest("r", "s", 1, "train") == one.record
+    assert [record.key for record in store.reject(one.record.key, "bad too")] == [one.record.key]
+
+
+def test_stray_files_disturb_nothing(local_place, publish):
+    store = local_place.open()
+    record = publish(store, "a").record
+    store.assign_name("r", "s", 1, "train", "", record.key)
+    with store.lease(record.key):
+        for folder in (
+            "records/train",
+            "records",
+            "names/r/s/1/train",
+            "names",
+            "rejected",
+            "leases",
+            "attempts",
+            "pins",
+        ):
+            Path(local_place.url, folder).mkdir(exist_ok=True)
+            Path(local_place.url, folder, ".DS_Store").write_bytes(b"stray")
+            Path(local_place.url, folder, f"{record.key}.json~").write_bytes(b"stray")
+        store.gc(grace_s=-1, delete=True, keep_last=1)
+    assert list(store.records()) == [("train", record.key)]
+    assert list(store.names()) == ["r/s/1/train@1"]
+    assert store.resolve(record.key[:8]) == store.resolve("r/s/1/train") == record
+    assert store.rejected() == []
+    assert store.du()["stages"]["train"]["records"] >= 1
+
+
+def test_a_rejection_that_a_crash_left_half_is_finished_by_the_next_publish(local_place, publish, monkeypatch):
+    store = local_place.open()
+    train = publish(store, "train")
+    monkeypatch.setattr(store._records, "remove", lambda record: None)
+    store.reject(train.record.key, "bad")
+    store = local_place.open()
+    assert store.get("train", train.record.key) is not None
+    again = publish(store, "train")
+    assert again.outcome == "created"
+    assert store.rejection(again.record) is None
+
+
+def test_gc_removes_the_halves_of_killed_downloads_from_this_host(publish, tmp_path):
+    store = Store.open("memory://halves", cache=tmp_path / "cache")
+    store.write_run({"id": "1", "key": publish(store, "a").record.key})
+    half = tmp_path / "cache" / "tmp" / "1-half"
+    half.write_bytes(b"half")
+    assert store.gc(delete=True).removed == ()
+    assert [entry.path for entry in store.gc(grace_s=-1).removed] == [str(half)]
+    assert half.exists()
+    assert store.gc(grace_s=-1, delete=True).bytes == 4
+    assert not half.exists()
+
+
 def test_records_and_files_that_go_during_a_check_are_no_findings(local_place, publish, tmp_path, monkeypatch):
     store = local_place.open()
     record = publish(store, "a").record

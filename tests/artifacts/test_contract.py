@@ -288,13 +288,17 @@ def test_a_rejection_takes_all_that_came_from_it_and_frees_the_keys(place, publi
     assert store.verify() == []
 
 
-def test_what_is_published_from_a_rejected_input_is_tainted_and_makes_way(place, publish):
+def test_what_is_published_from_a_rejected_input_is_no_hit_for_later_runs(place, publish):
     store = place.open()
     train = publish(store, "train")
-    store.reject(train.record.key, "a broken GPU")
+    assert store.rejection(train.record) is None
+    place.open().reject(train.record.key, "a broken GPU")
     late = publish(store, "average", stage="average", made_from={"raw": train})
     assert late.outcome == "created"
     assert "a broken GPU" in place.open().rejection(late.record)
+    assert store.get("average", late.record.key) is None
+    assert store.assign_name("r", "s", 1, "average", "", late.record.key) == "r/s/1/average@1"
+    assert store.latest("r", "s", 1, "average") is None
     sound = publish(store, "train")
     again = publish(place.open(), "average", stage="average", made_from={"raw": sound})
     assert again.outcome == "created"
@@ -363,9 +367,11 @@ def test_a_damaged_checkpoint_is_not_restored(place, tmp_path, caplog):
     place.flip(content)
     assert place.open("b").restore_attempt(key_of("a"), tmp_path / "there") is False
     assert "starts from its beginning" in caplog.text
+    caplog.clear()
     place.flip(content)
     place.flip(f"attempts/{key_of('a')}/manifest.json", 90)
     assert place.open("b").restore_attempt(key_of("a"), tmp_path / "there") is False
+    assert "manifest.json is damaged" in caplog.text
     assert not (tmp_path / "there").exists()
 
 
