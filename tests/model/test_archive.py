@@ -11,7 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.archive import CHECKSUM, PREFIX, all_chains, list_sections, read_archive, read_quantized, write_archive
+from model import archive
+from model.archive import (
+    CHECKSUM,
+    PREFIX,
+    all_chains,
+    list_sections,
+    read_archive,
+    read_quantized,
+    smallest_chain,
+    write_archive,
+)
 from model.config import BigramConfig, GPTConfig
 from model.grid import Grid, choose_scales, quantize
 from model.quantized import Coded, dequantize_all, equal
@@ -89,6 +99,18 @@ def test_the_smallest_chain_is_kept_for_each_section(tmp_path: Path):
         return all_chains(kind, bits)
 
     write_archive(tmp_path / "b", sample(), CONFIG, chains=check)
+
+
+def test_a_large_section_is_judged_on_the_first_rows_of_each_tensor(monkeypatch):
+    noise = torch.randint(-31, 32, (2, 64, 32), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    noise[:, 16:] = 0  # the whole would go to lzma, which stores one run of zeros
+    chains = all_chains("codes", 6)
+    whole = min(chains, key=lambda chain: len(chain.encode([noise])))
+    first = min(chains, key=lambda chain: len(chain.encode([noise[:, :16]])))
+    assert whole != first
+    assert smallest_chain(chains, [noise]) == whole
+    monkeypatch.setattr(archive, "SAMPLE_NUMBERS", noise.numel() // 4)
+    assert smallest_chain(chains, [noise]) == first
 
 
 def test_the_section_table_accounts_for_every_tensor_and_byte(tmp_path: Path):
