@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from flows.normal import digest_form, form_of, is_type_checking, whole_form_of
@@ -168,6 +169,7 @@ def is_config_module(path: str) -> bool:
     return path.rsplit("/", 1)[-1] == "config.py"
 
 
+@lru_cache(maxsize=1024)  # a run reads a file once for its key and once for every stage that runs from a copy of it
 def read_facts(source: str, path: str) -> _Facts:
     """Parse one file. Raises StageError for a syntax error or a dynamic import, with file and line."""
     try:

@@ -31,7 +31,8 @@ def capture(project: Path, argv: list[str] | None = None) -> dict[str, Any]:
 
 def installed_packages() -> dict[str, str]:
     """Every installed distribution and its version."""
-    found = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+    described = [distribution.metadata for distribution in metadata.distributions()]  # each access parses a file
+    found = {each["Name"]: each["Version"] for each in described if each["Name"]}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 

@@ -34,8 +34,9 @@ def utc_now() -> str:
 
 
 def new_run_id() -> str:
-    """A name that sorts by time and is unique: `20260714-093012-4f2a`."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    """A name that sorts by time, to the millisecond, and is unique: `20260714-093012-417-4f2a`."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03}-{secrets.token_hex(2)}"
 
 
 def mark_crashed(store: RunStore, run_id: str) -> None:
