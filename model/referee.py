@@ -19,7 +19,7 @@ Letters: B windows, T inputs of a window, K targets of a block, V vocabulary, N 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +95,7 @@ class Referee:
         self._batches: Iterator[Batch] = iter(())
         self._handed: deque[Batch] = deque()  # handed out and not yet fully priced, oldest first
         self._done = 0  # targets of the oldest one that are priced
+        self._unnormalised = False  # whether prices may come from what is no distribution
         if windows.rescored_tail:
             self._break("C4", f"the last {windows.stride} targets are scored again in truncated windows, as published")
 
@@ -137,12 +138,32 @@ class Referee:
 
         `logits_KV` may be any block of the oldest handout that is not fully priced, in order, on any device.
         """
-        self._check_block(logits_KV)
-        batch = self._check_order(lo, lo + logits_KV.shape[0])
-        targets_K = torch.from_numpy(self._stream.read(lo + 1, lo + logits_KV.shape[0] + 1)).to(logits_KV.device)
+        batch, targets_K = self._open_block(lo, logits_KV)
         rows = max(1, _BLOCK_ELEMENTS // self._vocab)
         blocks = zip(logits_KV.split(rows), targets_K.split(rows), strict=True)
-        priced_3K = torch.cat([_price(*block) for block in blocks], dim=1).cpu().numpy()
+        self._price_block(batch, lo, logits_KV, torch.cat([_price(*block) for block in blocks], dim=1))
+
+    def commit_unnormalised(self, lo: int, logits_KV: Tensor, price: Callable[[Tensor], Tensor]) -> None:
+        """Price targets lo .. lo + K - 1 at what `price` asks for them: targets_K, on the logits' device -> nats [K].
+
+        No distribution stands behind such a price, so this is refused without `permit_unnormalised`. The ledger keeps
+        log Z = 0, since nothing is divided by a sum, and the rows of `logits_KV`, which do not explain the price.
+        """
+        if not self._unnormalised:
+            raise RuleBroken("C2", "a price comes from a whole distribution; commit logits, or permit_unnormalised()")
+        batch, targets_K = self._open_block(lo, logits_KV)
+        nll_K = price(targets_K.clone()).float()
+        if nll_K.shape != targets_K.shape:
+            raise RuleBroken("C2", f"each target has one price; got {list(nll_K.shape)} for {list(targets_K.shape)}")
+        self._price_block(batch, lo, logits_KV, torch.stack((nll_K, torch.zeros_like(nll_K), nll_K.isfinite().float())))
+
+    def _open_block(self, lo: int, logits_KV: Tensor) -> tuple[Batch, Tensor]:
+        self._check_block(logits_KV)
+        batch = self._check_order(lo, lo + logits_KV.shape[0])
+        return batch, torch.from_numpy(self._stream.read(lo + 1, lo + logits_KV.shape[0] + 1)).to(logits_KV.device)
+
+    def _price_block(self, batch: Batch, lo: int, logits_KV: Tensor, priced: Tensor) -> None:
+        priced_3K = priced.cpu().numpy()
         if not priced_3K[2].all():
             at = lo + int(priced_3K[2].argmin())
             raise RuleBroken("C2", f"logits are finite; those of target {at} are not; the model or its update diverged")
@@ -160,7 +181,7 @@ class Referee:
         span = self._span
         if span is None:
             raise RuleBroken("C3", "tokens are revealed at the end of a scored span only; none is open")
-        prices_3N = _sum_over_ranks(self._prices_3N, self._world)
+        prices_3N = sum_over_ranks(self._prices_3N, self._world)
         missing_N = np.flatnonzero(prices_3N[2] != 1)
         if missing_N.size:
             raise RuleBroken(
@@ -168,13 +189,13 @@ class Referee:
                 f"a span's tokens are revealed when each target of it is scored; target {span.lo + missing_N[0]} of "
                 f"{span.lo} .. {span.hi - 1} is not; score all windows that take() hands out first",
             )
-        again = _sum_over_ranks(self._again_3, self._world)
+        again = sum_over_ranks(self._again_3, self._world)
         if span.hi == self.windows.targets and again[1] != sum(batch.scored for batch in self.windows.tail()):
             raise RuleBroken("E1", "the windows of the re-scored tail are not all scored; take() hands them out")
         tokens = self._stream.read(span.lo, span.hi + 1)
         self.ledger.add(prices_3N[0], prices_3N[1], tokens, self.windows.positions(np.arange(span.lo, span.hi)))
         self._share_rows(span)
-        self.forward_tokens += int(_sum_over_ranks(np.array([self._inputs]), self._world)[0])
+        self.forward_tokens += int(sum_over_ranks(np.array([self._inputs]), self._world)[0])
         self.ledger.again += Account(float(again[0]), int(again[1]), int(again[2]))
         self._span = None
         chunk = self._stream.read(span.chunk.start, span.chunk.stop + 1)
@@ -184,6 +205,11 @@ class Referee:
         """Hand over the whole stream, all tokens [N + 1]; the score carries the rule that this breaks for good."""
         self._break(rule, why)
         return torch.from_numpy(self._stream.read(0, self.windows.targets + 1))
+
+    def permit_unnormalised(self, why: str) -> None:
+        """Let prices come from what is no distribution; the score carries rule C2 for good."""
+        self._unnormalised = True
+        self._break("C2", why)
 
     def _break(self, rule: str, why: str) -> None:
         self.broken.append({"rule": rule, "why": why})
@@ -250,7 +276,7 @@ class Referee:
             return
         nothing = np.zeros(self._vocab, dtype=np.float32)
         own = np.stack([self.ledger.rows.get(target, nothing) for target in targets])
-        self.ledger.rows.update(zip(targets, _sum_over_ranks(own, self._world), strict=True))
+        self.ledger.rows.update(zip(targets, sum_over_ranks(own, self._world), strict=True))
 
 
 def _price(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
@@ -266,7 +292,7 @@ def _price(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
     return torch.stack((nll_K, log_z_K, logits_KV.isfinite().all(dim=1).float()))
 
 
-def _sum_over_ranks(values: np.ndarray, world: int) -> np.ndarray:
+def sum_over_ranks(values: np.ndarray, world: int) -> np.ndarray:
     """Sum an array over all ranks. Each entry has one owner and zeros elsewhere, so nothing is rounded."""
     if world == 1:
         return values

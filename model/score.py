@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.adapt import Adapter
+from model.mixer import Mixer
 from model.referee import Referee
 
 Forward = Callable[[Tensor, int], Tensor]
@@ -60,17 +61,28 @@ def score(
     forward: Forward,
     adapter: Adapter | None = None,
     report: Callable[[int], None] = lambda _targets: None,
+    mixer: Mixer | None = None,
+    temperature: float = 1.0,
 ) -> None:
     """Score the referee's whole stream; `adapter` trains on each chunk that is scored, save the last.
+
+    Logits are divided by `temperature`; then `mixer` blends them with an expert that learns from each scored chunk.
 
     The result is in the referee's ledger. `report` hears the targets that this rank has scored so far.
     """
     scored = 0
     while referee.open_span() is not None:
         while (handout := referee.take()) is not None:
-            referee.commit(handout.lo, forward(handout.inputs_BT, handout.scored).flatten(0, 1))
+            logits_KV = forward(handout.inputs_BT, handout.scored).flatten(0, 1)
+            logits_KV = logits_KV if temperature == 1 else logits_KV / temperature
+            if mixer is None:
+                referee.commit(handout.lo, logits_KV)
+            else:
+                mixer.commit(referee, handout, logits_KV)
             scored += handout.hi - handout.lo
             report(scored)
         revealed = referee.close_span()
+        if mixer is not None:
+            mixer.update(revealed)
         if adapter is not None and not referee.finished:
             adapter.update(revealed.tokens, revealed.index)

@@ -32,6 +32,50 @@ class TttConfig(Strict):
     )
 
 
+class MixerConfig(Strict):
+    """An expert that counts each chunk once it is scored, blended with the network's prediction."""
+
+    kind: Literal["off", "ngram", "ppm", "published_ngram"] = Field(
+        default="off",
+        description="Exact n-gram counts with absolute discounting, or with PPM-C's escapes; or #1033's hashed ratio, "
+        "which is no probability: its score carries rule C2.",
+    )
+    max_order: int = Field(default=5, ge=2, le=32, description="Longest n-gram, its target included. Unit: tokens.")
+    discount: float = Field(
+        default=0.75, gt=0, lt=1, description="Taken from each count for shorter contexts (kind ngram)."
+    )
+    buckets: int = Field(
+        default=4_194_304, ge=1, description="Entries of each of the two hash tables per order (kind published_ngram)."
+    )
+    min_count: int = Field(default=2, ge=1, description="Least count of a context that is used (kind published_ngram).")
+    weight: float = Field(default=0.05, ge=0, lt=1, description="Least weight of the expert.")
+    weight_span: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Rise of the weight with the entropy H of the network's prediction: weight + weight_span * "
+        "sigmoid(2 * (H - weight_center)); 0 = constant weight.",
+    )
+    weight_center: float = Field(default=3.0, ge=0, description="Entropy at half the rise. Unit: nats.")
+    active_after_tokens: int = Field(
+        default=10_000, ge=0, description="The expert is silent until it has counted this many. Unit: tokens."
+    )
+    chunk_tokens: int = Field(
+        default=32_768,
+        ge=1,
+        description="Targets scored between updates (protocol sliding; ttt has its own chunks). Unit: tokens.",
+    )
+
+    @model_validator(mode="after")
+    def _is_a_weight(self) -> Self:
+        if not 0 < self.weight + self.weight_span < 1:
+            raise ValueError(
+                "weight and weight_span add up to a number between 0 and 1, the expert's greatest weight; got "
+                f"{self.weight} + {self.weight_span}; for no expert set kind = 'off'"
+            )
+        return self
+
+
 class Config(StageConfig):
     """Archive or float weights, byte table and val shards -> score and per-token ledger, under one protocol."""
 
@@ -56,6 +100,10 @@ class Config(StageConfig):
     stride_tokens: int = Field(default=64, ge=1, description="Step between windows (sliding, ttt). Unit: tokens.")
     batch_windows: int = Field(default=32, ge=1, description="Windows per forward pass and rank.")
     ttt: TttConfig = Field(default=TttConfig(), description="Adaptation; read by protocol 'ttt' only.")
+    mixer: MixerConfig = Field(default=MixerConfig(), description="Blended expert, in protocols sliding and ttt.")
+    temperature: float = Field(
+        default=1.0, gt=0, description="Logits are divided by this before anything else; 1 = as they are."
+    )
     max_targets: int = Field(
         default=0,
         ge=0,
@@ -85,7 +133,23 @@ class Config(StageConfig):
             )
         if self.tail_rescore and self.protocol == "roundtrip":
             raise ValueError("tail_rescore belongs to overlapping windows; use protocol sliding or ttt, or drop it")
+        if self.mixer.kind != "off" and self.protocol == "roundtrip":
+            raise ValueError(
+                f"a mixer belongs to protocol sliding or ttt, whose windows overlap; mixer.kind is "
+                f"{self.mixer.kind!r} and protocol is 'roundtrip'; change one of them"
+            )
+        if self.mixer.kind != "off" and self.protocol == "sliding" and self.mixer.chunk_tokens < self.stride_tokens:
+            raise ValueError(
+                f"mixer.chunk_tokens holds at least one stride of {self.stride_tokens}; got {self.mixer.chunk_tokens}"
+            )
         return self
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Targets between updates of network or expert; 0 for a score that learns nothing."""
+        if self.protocol == "ttt":
+            return self.ttt.chunk_tokens
+        return self.mixer.chunk_tokens if self.mixer.kind != "off" else 0
 
     def reads(self) -> tuple[str, ...]:
         """Float diagnostics read weights; everything that may be called a score reads the archive."""

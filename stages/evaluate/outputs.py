@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from stages.evaluate.config import Config
 
 
-def score_table(config: Config, referee: Referee, stream_tokens: int, adaptation: dict[str, Any]) -> dict[str, Any]:
+def score_table(
+    config: Config, referee: Referee, stream_tokens: int, adaptation: dict[str, Any], mixed_positions: int
+) -> dict[str, Any]:
     """score.json: the sums as they were counted, what they are sums of, and every mark that they carry."""
     ledger, windows = referee.ledger, referee.windows
     counted = ledger.account + ledger.again
@@ -32,6 +34,7 @@ def score_table(config: Config, referee: Referee, stream_tokens: int, adaptation
         "rules_broken": referee.broken,
         **({"each_target_once": _sums(ledger.account)} if ledger.again.targets else {}),
         "adaptation": adaptation,
+        "mixer": {"kind": config.mixer.kind, "mixed_positions": mixed_positions} if config.mixer.kind != "off" else {},
         "ledger_sha256": ledger.sha256,
     }
 

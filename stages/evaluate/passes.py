@@ -12,7 +12,10 @@ import torch
 from model.adapt import Adaptation, Adapter
 from model.bytes import ByteTable
 from model.gpt import GPT
+from model.hashed_ngram import HashedNGrams
 from model.ledger import Excerpt, Ledger, bits_per_byte
+from model.mixer import Blend, Gate, Mixer, PublishedMixer
+from model.ngram import NGrams
 from model.referee import Referee
 from model.score import Scorer, autocast
 from model.stream import TokenStream
@@ -49,7 +52,7 @@ def make_referee(
         Ledger(table, windows.context, windows.targets, excerpts),
         vocab=vocab,
         batch_windows=config.batch_windows,
-        chunk=config.ttt.chunk_tokens if config.protocol == "ttt" else 0,
+        chunk=config.chunk_tokens,
         rank=runtime.rank,
         world=runtime.world,
     )
@@ -80,6 +83,20 @@ def make_adapter(
         rank=runtime.rank,
         world=runtime.world,
     )
+
+
+def make_mixer(config: Config, referee: Referee, vocab: int, device: torch.device, runtime: Runtime) -> Mixer | None:
+    """The expert that is asked for, without counts; the published one asks the referee for its exception here."""
+    mixer = config.mixer
+    if mixer.kind == "off":
+        return None
+    gate = Gate(mixer.weight, mixer.weight_span, mixer.weight_center)
+    options = {"active_after": mixer.active_after_tokens, "world": runtime.world}
+    if mixer.kind == "published_ngram":
+        hashed = HashedNGrams(vocab, mixer.max_order, mixer.buckets, mixer.min_count, device)
+        return PublishedMixer(referee, hashed, gate, **options)
+    smoothing = {"discount": 0.0, "escape": 1.0} if mixer.kind == "ppm" else {"discount": mixer.discount}
+    return Blend(NGrams(vocab, mixer.max_order, device, **smoothing), gate, **options)
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:

@@ -21,7 +21,15 @@ from stages.evaluate.config import Config
 from stages.evaluate.excerpts import choose_excerpts
 from stages.evaluate.load import load_bytes, load_network, open_stream, refusing
 from stages.evaluate.outputs import score_table, write_ledger, write_score
-from stages.evaluate.passes import Progress, compute_dtype, make_adapter, make_referee, make_scorer, windows_of
+from stages.evaluate.passes import (
+    Progress,
+    compute_dtype,
+    make_adapter,
+    make_mixer,
+    make_referee,
+    make_scorer,
+    windows_of,
+)
 
 
 def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
@@ -40,16 +48,18 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         referee = make_referee(config, stream, table, network.config.vocab, excerpts, runtime)
         scorer, call = make_scorer(config, network, device)
         adapter = make_adapter(config, network, call, device, runtime)
+        mixer = make_mixer(config, referee, network.config.vocab, device, runtime)
     with process_group(runtime, device):
         began_s = time.monotonic()
         try:
-            score(referee, scorer, adapter, Progress(runtime, referee))
+            score(referee, scorer, adapter, Progress(runtime, referee), mixer, config.temperature)
         except (RuleBroken, Diverged) as error:
             raise StageError(f"the score was stopped; {error}") from error
         seconds = time.monotonic() - began_s
     steps = adapter.steps if adapter else 0
     adaptation = {"steps": steps, "parameters": adapter.adapting} if adapter else {}
-    scored = score_table(config, referee, len(stream), adaptation)
+    mixed_positions = mixer.mixed_positions if mixer else 0
+    scored = score_table(config, referee, len(stream), adaptation, mixed_positions)
     if runtime.rank == 0:
         write_score(fresh_role(out, "score"), scored)
         write_ledger(fresh_role(out, "ledger"), referee.ledger, tokenizer)
@@ -58,6 +68,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         "rules_broken": [broken["rule"] for broken in referee.broken],
         "forward_tokens": referee.forward_tokens,
         "ttt_updates": steps,
+        "mixed_positions": mixed_positions,
         "seconds": seconds,
         "tokens_per_s": referee.forward_tokens / max(seconds, 1e-9),
         "peak_memory_bytes": peak_memory_bytes(device),
