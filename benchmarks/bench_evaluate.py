@@ -14,6 +14,7 @@ from model.adapt import Adaptation, Adapter
 from model.attention import choose_attention
 from model.bytes import ByteTable
 from model.config import BigramConfig, GPTConfig, RopeConfig
+from model.descent import Compute
 from model.gpt import GPT
 from model.init import initialise
 from model.ledger import Ledger
@@ -107,7 +108,8 @@ def test_adapting_on_a_chunk_of_32768_targets_on_a_gpu(benchmark):
     model = GPT(BASE_STACK, choose_attention(BASE_STACK, device, dtype).attend).to(device)
     initialise(model, 0)
     call = torch.compile(model, fullgraph=True, dynamic=False)
-    adapter = Adapter(model, Adaptation(), 2048, forward=call, autocast=lambda: autocast(device, dtype))
+    compute = Compute(forward=call, autocast=lambda: autocast(device, dtype))
+    adapter = Adapter(model, Adaptation(), 2048, compute)
     tokens = torch.randint(1024, (32_769,))
 
     def run():

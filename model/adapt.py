@@ -1,109 +1,59 @@
 """Score-first test-time training: after a chunk is scored, train on it; later chunks are scored with the new weights.
 
-What does not adapt is named by globs over virtual names: parameters that are stacked over layers appear once per layer,
-`blocks.<layer>.attn.q`, `blocks.<layer>.attn_scale`, the others by their own name. So "blocks.[01].*" freezes two whole
-layers, "*.attn.k" all key matrices, "embed.*" the token table. Frozen slices are never handed to the optimizer.
+Between updates the network holds the weights that score: the learned ones, or with Polyak averaging their shadow.
 
-Letters: R rows of a chunk, T inputs of a row, N tokens of a chunk.
+Letters: R rows of a chunk, T inputs of a row, N tokens of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
-from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.windows import share
-
-BANKS = ("attn.", "mlp.", "block.")  # parameters with one slice per layer along their first dimension
-
-
-class Diverged(ValueError):
-    """Training on a chunk left the numbers that floats can hold."""
+from model.descent import Compute, Descent, Diverged, Stepper
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptation:
+class Adaptation(Descent):
     """How to train on a scored chunk."""
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.002
-    momentum: float = 0.9  # SGD's, or AdamW's beta1
-    beta2: float = 0.999
-    weight_decay: float = 0.0  # decoupled
     epochs: int = 3
-    batch_sequences: int = 32  # rows per step, all ranks together
-    clip_norm: float = 1.0  # 0 = no clipping
-    freeze: tuple[str, ...] = ()
-    horizon_chunks: int = 0  # declared length of the cosine; 0 = constant
+    horizon_chunks: int = 0  # declared length of the schedule; 0 = constant
+    warmup_share: float = 0.0  # of the horizon
+    ramp_gain: float = 0.0  # the rate grows by up to this factor, and one
+    ramp_share: float = 0.3  # of the horizon
+    polyak_decay: float = 0.0  # of the shadow that scores; 0 = none
+    byte_weighted: bool = False
 
 
-@dataclass(frozen=True)
-class Slice:
-    """Consecutive layers of a bank, or a whole parameter, with the optimizer's view of it."""
+def learning_rate(settings: Adaptation, chunk: int) -> float:
+    """The rate on a chunk: warm-up, then a cosine to 0 at the last chunk of the horizon and after it, times the ramp.
 
-    parameter: nn.Parameter
-    view: Tensor  # shares the parameter's storage
-    layers: slice | None  # None: the whole parameter
-
-    def take_gradient(self) -> None:
-        """Point the view's gradient at its part of the parameter's; zero where this rank had no rows."""
-        whole = self.parameter.grad
-        if whole is None:
-            self.view.grad = torch.zeros_like(self.view)
-        else:
-            self.view.grad = whole if self.layers is None else whole[self.layers]
-
-
-def virtual_names(name: str, parameter: Tensor) -> list[str]:
-    """The names that globs see: one per layer of a bank, else the parameter's own."""
-    if not name.startswith(BANKS):
-        return [name]
-    return [f"blocks.{layer}.{name.removeprefix('block.')}" for layer in range(len(parameter))]
-
-
-def adapting_slices(parameters: Iterable[tuple[str, nn.Parameter]], freeze: Iterable[str]) -> list[Slice]:
-    """Everything that no glob of `freeze` matches. Raises ValueError for a glob that matches nothing."""
-    named = [(parameter, virtual_names(name, parameter)) for name, parameter in parameters]
-    known = [name for _, names in named for name in names]
-    frozen = set[str]()
-    for pattern in freeze:
-        matched = {name for name in known if fnmatchcase(name, pattern)}
-        if not matched:
-            near = get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
-            raise ValueError(
-                f"ttt.freeze names parameters that exist; {pattern!r} matches none; nearest: {', '.join(near)}"
-            )
-        frozen |= matched
-    slices = [s for parameter, names in named for s in _slices(parameter, [name not in frozen for name in names])]
-    if not slices:
-        raise ValueError(f"adaptation trains something; {', '.join(freeze)} freeze every parameter; free some")
-    return slices
-
-
-def _slices(parameter: nn.Parameter, adapts: list[bool]) -> list[Slice]:
-    parameter.requires_grad_(any(adapts))
-    if all(adapts):
-        return [Slice(parameter, parameter.detach(), None)]
-    edges = [i for i, (a, b) in enumerate(zip([False, *adapts], [*adapts, False], strict=True)) if a != b]
-    runs = (slice(begin, end) for begin, end in zip(edges[::2], edges[1::2], strict=True))
-    return [Slice(parameter, parameter.detach()[run], run) for run in runs]
+    PR #714: the cosine alone. PR #1232: (chunk + 1) / W over the first W chunks, 5 % of them, then the cosine over the
+    others. PR #1033: cosine * (1 + 2 min(chunk / (0.3 horizon), 1)).
+    """
+    horizon = settings.horizon_chunks
+    if not horizon:
+        return settings.lr
+    warmup = max(int(horizon * settings.warmup_share), 1) if settings.warmup_share else 0
+    if chunk < warmup:
+        scale = (chunk + 1) / warmup
+    else:
+        done = min((chunk - warmup) / max(horizon - 1 - warmup, 1), 1.0)
+        scale = 0.5 * (1 + math.cos(math.pi * done))
+    ramp = 1 + settings.ramp_gain * min(chunk / (settings.ramp_share * horizon), 1.0) if settings.ramp_gain else 1.0
+    return settings.lr * scale * ramp
 
 
 class Adapter:
     """Trains a network on scored chunks. Optimizer state carries over from chunk to chunk.
 
-    `autocast` gives the context of the forward pass. Under torch.distributed the rows of a batch are split over the
-    ranks and gradients are summed, so that any number of ranks takes the steps of one.
+    `compute` says how the network is called (as it is, on one process, when not given). `bytes_V` are the weights of
+    target tokens in a byte-weighted loss. `bos` marks where documents start, for adapters that forget at each.
     """
 
     def __init__(
@@ -111,76 +61,81 @@ class Adapter:
         network: nn.Module,
         settings: Adaptation,
         context: int,
-        *,
-        forward: Callable[[Tensor], Tensor] | None = None,
-        autocast: Callable[[], AbstractContextManager[object]] | None = None,
-        rank: int = 0,
-        world: int = 1,
+        compute: Compute | None = None,
+        bytes_V: Tensor | None = None,
+        bos: int = -1,
     ) -> None:
-        self.steps = 0
-        self._network, self._settings, self._context = network, settings, context
-        self._forward = network if forward is None else forward
-        self._autocast = autocast or nullcontext
-        self._rank, self._world = rank, world
-        self._slices = adapting_slices(network.named_parameters(), settings.freeze)
-        self._optimizer = _optimizer([s.view for s in self._slices], settings)
+        compute = compute or Compute(forward=network)
+        self._stepper = Stepper(network, settings, compute)
+        self._settings, self._context, self._bos = settings, context, bos
+        if settings.byte_weighted and bytes_V is None:
+            raise ValueError("a byte-weighted loss needs the bytes of each token; ttt.byte_weighted came without them")
+        if settings.low_rank.reset == "document" and bos < 0:
+            raise ValueError(
+                "adapters forget at a document's BOS; this tokenizer has none; use ttt.lora.reset 'chunk' or 'never'"
+            )
+        self._bytes_V = bytes_V.to(self._stepper.device) if settings.byte_weighted and bytes_V is not None else None
+        self._shadows = [tensor.clone() for tensor in self._stepper.tensors] if settings.polyak_decay else []
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return self._stepper.steps
 
     @property
     def adapting(self) -> int:
-        """How many numbers adapt."""
-        return sum(s.view.numel() for s in self._slices)
-
-    def lr(self, chunk: int) -> float:
-        """Learning rate on a chunk: a cosine from lr at chunk 0 to 0 at the last chunk of the horizon, and after it."""
-        horizon = self._settings.horizon_chunks
-        if not horizon:
-            return self._settings.lr
-        done = min(chunk / max(horizon - 1, 1), 1.0)
-        return self._settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+        """How many numbers learn."""
+        return self._stepper.learning
 
     def update(self, tokens_N: Tensor, chunk: int) -> None:
         """Train on the whole rows of a chunk's tokens, N = targets + 1; what is left over is not trained on."""
-        rows, context = (len(tokens_N) - 1) // self._context, self._context
-        device = self._slices[0].view.device
-        inputs_RT = tokens_N[: rows * context].view(rows, context).to(device)
-        targets_RT = tokens_N[1 : rows * context + 1].view(rows, context).to(device)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.lr(chunk)
-        size, epochs = self._settings.batch_sequences, range(self._settings.epochs)
-        batches = [slice(begin, begin + size) for begin in range(0, rows, size)]
-        norms = [self._step(inputs_RT[batch], targets_RT[batch]) for _ in epochs for batch in batches]
-        self._network.zero_grad(set_to_none=True)
+        self._swap()
+        inputs_RT, targets_RT, weights_RT = self._rows(tokens_N)
+        size, lr = self._settings.batch_sequences, learning_rate(self._settings, chunk)
+        norms: list[Tensor] = []
+        for _ in range(self._settings.epochs):
+            for begin in range(0, len(inputs_RT), size):
+                batch = slice(begin, begin + size)
+                shares_RT = weights_RT[batch] / weights_RT[batch].sum().clamp_min(1e-6)
+                norms.append(self._stepper.step(inputs_RT[batch], targets_RT[batch], shares_RT, lr)[0])
+                if self._shadows:
+                    torch._foreach_lerp_(self._shadows, self._stepper.tensors, 1 - self._settings.polyak_decay)
+        self._stepper.release()
+        self._swap()
         if norms and not torch.stack(norms).isfinite().all():
             raise Diverged(f"adaptation keeps gradients finite; on chunk {chunk} they are not; lower ttt.lr")
 
-    def _step(self, inputs_RT: Tensor, targets_RT: Tensor) -> Tensor:
-        """One optimizer step on the mean loss of these rows; returns the gradient norm before clipping."""
-        settings = self._settings
-        self._network.zero_grad(set_to_none=True)
-        first, stop = share(0, len(inputs_RT), self._rank, self._world)
-        if first < stop:
-            with self._autocast():
-                logits_RTV = self._forward(inputs_RT[first:stop])
-            flat = logits_RTV.flatten(0, 1).float(), targets_RT[first:stop].flatten()
-            (functional.cross_entropy(*flat, reduction="sum") / targets_RT.numel()).backward()
-        for s in self._slices:
-            s.take_gradient()
-            if self._world > 1:
-                dist.all_reduce(s.view.grad)
-        views = [s.view for s in self._slices]
-        limit = settings.clip_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(views, limit)
-        if settings.optimizer == "sgd" and settings.weight_decay:
-            keep = 1 - self._optimizer.param_groups[0]["lr"] * settings.weight_decay
-            for view in views:
-                view.mul_(keep)
-        self._optimizer.step()
-        self.steps += 1
-        return norm
+    def _rows(self, tokens_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, targets and the targets' weights; adapters that forget at each document see the last one only."""
+        context, reset, padding = self._context, self._settings.low_rank.reset, 0
+        if reset == "chunk":
+            self._stepper.restart()
+        elif reset == "document":
+            starts = (tokens_N == self._bos).nonzero()
+            if len(starts):
+                self._stepper.restart()
+                tokens_N = tokens_N[int(starts[-1]) :]
+            padding = -(len(tokens_N) - 1) % context  # documents are short: a row that is not full counts as well
+        targets = len(tokens_N) - 1
+        rows = (targets + padding) // context
+        tokens_N = functional.pad(tokens_N, (0, padding)).to(self._stepper.device)
+        inputs_RT = tokens_N[: rows * context].view(rows, context)
+        targets_RT = tokens_N[1 : rows * context + 1].view(rows, context)
+        weights_RT = (
+            torch.ones(rows, context, device=tokens_N.device) if self._bytes_V is None else self._bytes_V[targets_RT]
+        )
+        if padding:
+            weights_RT.view(-1)[targets:] = 0.0
+        return inputs_RT, targets_RT, weights_RT
 
-
-def _optimizer(views: list[Tensor], settings: Adaptation) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(views, lr=settings.lr, momentum=settings.momentum)
-    betas = (settings.momentum, settings.beta2)
-    return torch.optim.AdamW(views, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay)
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Exchange the learned weights and their shadow."""
+        if not self._shadows:
+            return
+        for learned, shadow in zip(self._stepper.tensors, self._shadows, strict=True):
+            kept = learned.clone()
+            learned.copy_(shadow)
+            shadow.copy_(kept)
+        for learner in self._stepper.learners:
+            learner.write()

@@ -201,9 +201,13 @@ class Referee:
         chunk = self._stream.read(span.chunk.start, span.chunk.stop + 1)
         return Revealed(span.index, torch.from_numpy(chunk))
 
-    def exception(self, rule: str, why: str) -> Tensor:
-        """Hand over the whole stream, all tokens [N + 1]; the score carries the rule that this breaks for good."""
-        self._break(rule, why)
+    def exception(self, rule: str, why: str, **also: str) -> Tensor:
+        """Hand over the whole stream, all tokens [N + 1]; the score carries the rules that this breaks for good.
+
+        `also` has a reason for every further rule that falls with the first.
+        """
+        for broken, reason in {rule: why, **also}.items():
+            self._break(broken, reason)
         return torch.from_numpy(self._stream.read(0, self.windows.targets + 1))
 
     def permit_unnormalised(self, why: str) -> None:

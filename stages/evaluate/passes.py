@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from model.adapt import Adaptation, Adapter
 from model.bytes import ByteTable
+from model.descent import Compute, FakeQuantise, LowRankSettings
 from model.gpt import GPT
 from model.hashed_ngram import HashedNGrams
 from model.ledger import Excerpt, Ledger, bits_per_byte
 from model.mixer import Blend, Gate, Mixer, PublishedMixer
 from model.ngram import NGrams
+from model.pre_eval import RULES, Phase, PreAdapter
 from model.referee import Referee
 from model.score import Scorer, autocast
 from model.stream import TokenStream
@@ -66,23 +69,24 @@ def make_scorer(config: Config, network: GPT, device: torch.device) -> tuple[Sco
     return Scorer(call, device, compute_dtype(config, device), shape), call
 
 
-def make_adapter(
-    config: Config, network: GPT, call: Callable[..., torch.Tensor], device: torch.device, runtime: Runtime
-) -> Adapter | None:
-    """The adapter of protocol ttt; ValueError where a glob freezes nothing that there is."""
+def make_compute(config: Config, call: Callable[..., torch.Tensor], device: torch.device, runtime: Runtime) -> Compute:
+    """How adaptation calls the network, as this rank."""
+    dtype = compute_dtype(config, device)
+    return Compute(forward=call, autocast=lambda: autocast(device, dtype), rank=runtime.rank, world=runtime.world)
+
+
+def make_adapter(config: Config, network: GPT, compute: Compute, table: ByteTable, bos: int) -> Adapter | None:
+    """The adapter of protocol ttt; ValueError where a glob matches nothing that there is."""
     if config.protocol != "ttt":
         return None
-    settings = Adaptation(**config.ttt.model_dump(exclude={"chunk_tokens"}))
-    dtype = compute_dtype(config, device)
-    return Adapter(
-        network,
-        settings,
-        config.context_tokens,
-        forward=call,
-        autocast=lambda: autocast(device, dtype),
-        rank=runtime.rank,
-        world=runtime.world,
+    settings = Adaptation(
+        **config.ttt.model_dump(exclude={"chunk_tokens", "lora", "fake_quantise"}),
+        low_rank=LowRankSettings(**config.ttt.lora.model_dump()),
+        fake_quantise=FakeQuantise(**config.ttt.fake_quantise.model_dump()),
     )
+    # Ids beyond the tokenizer stand for no text.
+    bytes_V = np.pad(table.base, (0, max(network.config.vocab - table.vocab, 0))).astype(np.float32)
+    return Adapter(network, settings, config.context_tokens, compute, torch.from_numpy(bytes_V), bos)
 
 
 def make_mixer(config: Config, referee: Referee, vocab: int, device: torch.device, runtime: Runtime) -> Mixer | None:
@@ -99,6 +103,26 @@ def make_mixer(config: Config, referee: Referee, vocab: int, device: torch.devic
     return Blend(NGrams(vocab, mixer.max_order, device, **smoothing), gate, **options)
 
 
+def make_pre_adapter(config: Config, network: GPT, compute: Compute, targets: int) -> PreAdapter | None:
+    """The phases of protocol pre_eval; ValueError where a glob matches nothing, or a phase has no step to take."""
+    if config.protocol != "pre_eval":
+        return None
+    phases = [
+        Phase(
+            **each.model_dump(exclude={"fake_quantise"}), fake_quantise=FakeQuantise(**each.fake_quantise.model_dump())
+        )
+        for each in (config.pre_eval.first, config.pre_eval.second)
+        if each.epochs
+    ]
+    return PreAdapter(network, phases, config.context_tokens, targets, compute)
+
+
+def adapt_first(referee: Referee, pre_adapter: PreAdapter, progress: Progress) -> list[dict[str, float]]:
+    """Train on all of the stream before it is scored; the score carries every rule that this breaks."""
+    (first, why), *also = RULES.items()
+    return pre_adapter.run(referee.exception(first, why, **dict(also)), progress.epochs)
+
+
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     """The dtype of matrix products."""
     if config.precision == "auto":
@@ -111,6 +135,10 @@ class Progress:
 
     def __init__(self, runtime: Runtime, referee: Referee) -> None:
         self._runtime, self._referee, self._last_s = runtime, referee, -math.inf
+
+    def epochs(self, done: int, total: int, loss: float) -> None:
+        """Report epochs of adaptation before scoring."""
+        self._runtime.report_progress(done, total, "epochs", loss=loss)
 
     def __call__(self, scored: int) -> None:
         """Report `scored` targets of this rank's share."""

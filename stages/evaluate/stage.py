@@ -11,8 +11,8 @@ from typing import Any
 import sentencepiece
 import torch
 
-from model.adapt import Diverged
 from model.attention import choose_attention
+from model.descent import Diverged
 from model.referee import RuleBroken
 from model.score import score
 from stages.contract import Runtime, StageError, fresh_role
@@ -23,9 +23,12 @@ from stages.evaluate.load import load_bytes, load_network, open_stream, refusing
 from stages.evaluate.outputs import score_table, write_ledger, write_score
 from stages.evaluate.passes import (
     Progress,
+    adapt_first,
     compute_dtype,
     make_adapter,
+    make_compute,
     make_mixer,
+    make_pre_adapter,
     make_referee,
     make_scorer,
     windows_of,
@@ -47,17 +50,22 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         excerpts = choose_excerpts(stream, tokenizer.bos_id(), windows_of(config, len(stream)).targets)
         referee = make_referee(config, stream, table, network.config.vocab, excerpts, runtime)
         scorer, call = make_scorer(config, network, device)
-        adapter = make_adapter(config, network, call, device, runtime)
+        compute = make_compute(config, call, device, runtime)
+        adapter = make_adapter(config, network, compute, table, tokenizer.bos_id())
+        pre_adapter = make_pre_adapter(config, network, compute, referee.windows.targets)
         mixer = make_mixer(config, referee, network.config.vocab, device, runtime)
     with process_group(runtime, device):
         began_s = time.monotonic()
+        progress = Progress(runtime, referee)
         try:
-            score(referee, scorer, adapter, Progress(runtime, referee), mixer, config.temperature)
+            phases = adapt_first(referee, pre_adapter, progress) if pre_adapter else []
+            score(referee, scorer, adapter, progress, mixer, config.temperature)
         except (RuleBroken, Diverged) as error:
             raise StageError(f"the score was stopped; {error}") from error
         seconds = time.monotonic() - began_s
-    steps = adapter.steps if adapter else 0
-    adaptation = {"steps": steps, "parameters": adapter.adapting} if adapter else {}
+    adaptation: dict[str, Any] = {"steps": adapter.steps, "parameters": adapter.adapting} if adapter else {}
+    if pre_adapter:
+        adaptation = {"steps": pre_adapter.steps, "phases": phases}
     mixed_positions = mixer.mixed_positions if mixer else 0
     scored = score_table(config, referee, len(stream), adaptation, mixed_positions)
     if runtime.rank == 0:
@@ -67,7 +75,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         **{name: scored[name] for name in ("bpb", "nats_per_token", "tokens", "bytes", "windows", "marks")},
         "rules_broken": [broken["rule"] for broken in referee.broken],
         "forward_tokens": referee.forward_tokens,
-        "ttt_updates": steps,
+        "ttt_updates": adaptation.get("steps", 0),
         "mixed_positions": mixed_positions,
         "seconds": seconds,
         "tokens_per_s": referee.forward_tokens / max(seconds, 1e-9),

@@ -12,6 +12,7 @@ from torch.nn import functional
 from model.adapt import Adaptation, Adapter
 from model.bytes import ByteTable
 from model.config import BigramConfig, GPTConfig
+from model.descent import Compute
 from model.gpt import GPT
 from model.init import initialise
 from model.ledger import Ledger, bits_per_byte
@@ -44,7 +45,9 @@ def run(tokens=TOKENS, context=16, stride=4, chunk=0, batch=6, model=None, fixed
     ledger = Ledger(TABLE, context, windows.targets)
     shares = {"rank": rank, "world": world}
     referee = Referee(TokenStream([tokens]), windows, ledger, vocab=32, batch_windows=batch, chunk=chunk, **shares)
-    adapter = Adapter(model, Adaptation(**adaptation), context, **shares) if adaptation else None
+    adapter = (
+        Adapter(model, Adaptation(**adaptation), context, Compute(forward=model, **shares)) if adaptation else None
+    )
     score(referee, Scorer(model, CPU, torch.float32, fixed), adapter)
     return referee
 
