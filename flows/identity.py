@@ -76,7 +76,7 @@ def components(step: Step, code: Code, libraries: Mapping[str, str], repeat: str
         "inputs": {role: each.digest for role, each in step.inputs.items()},
         "libraries": dict(libraries),
     }
-    if step.part:
+    if step.part and step.config.SPEC.mapped:
         found["part"] = step.part
     if step.seed is not None:
         found["seed"] = step.seed

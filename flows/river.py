@@ -8,13 +8,15 @@ back in `outputs`; `plan` leaves unknown what has not run yet, and everything be
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from artifacts.record import File, digest_files
 from configs.introduced import resolved
 from configs.recipe import DeviceConfig, Recipe
 from stages.config import StageConfig
+
+SEEDS = "seed-"  # part of a training that another run's average reads
 
 StepId = tuple[str, str]  # (stage, part); the part of an unmapped stage is ""
 Outputs = Mapping[StepId, tuple[File, ...] | None]  # files of a finished step, or None while it is not known
@@ -69,7 +71,9 @@ def of(outputs: Outputs, stage: str, role: str, part_prefix: str = "") -> Input:
         known = outputs[step]
         if known is None:
             return Input(None, origin=origin)
-        files += [f.below(role) for f in known if f.path.startswith(f"{role}/")]
+        found = [f.below(role) for f in known if f.path.startswith(f"{role}/")]
+        # Shards are named after their part; the weights of several runs are not, so each gets a folder.
+        files += [replace(f, path=f"{step[1]}/{f.path}") for f in found] if part_prefix == SEEDS else found
     if not parts:
         return Input(None)
     ordered = tuple(sorted(files, key=lambda f: f.path))
@@ -111,7 +115,13 @@ def river(recipe: Recipe, seed: int, outside: Outside, outputs: Outputs) -> Iter
     shards = of(outputs, "tokenize", "shards", "train-")
     yield step("train", r.train, shards=shards, tokenizer=tokenizer)
     trained = {role: of(outputs, "train", role) for role in ("raw", "ema", "snapshots")}
-    yield step("average", r.average, **trained, others=missing)
+    others = [f"{SEEDS}{other}" for other in r.average.seeds if other != seed]
+    for part in others:
+        # Not a part of the key: the same training under its own name is found, and found again there.
+        yield replace(
+            step("train", r.train, part, shards=shards, tokenizer=tokenizer), seed=int(part.removeprefix(SEEDS))
+        )
+    yield step("average", r.average, **trained, others=of(outputs, "train", "raw", SEEDS))
     weights = of(outputs, "average", "weights")
     yield step("quantize", r.quantize, weights=weights, shards=shards)
     yield step("compress", r.compress, quantized=of(outputs, "quantize", "quantized"))

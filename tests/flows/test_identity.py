@@ -137,11 +137,17 @@ def test_a_repeat_has_a_key_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seed": 2}, {"part": "x"}, {"device": DeviceConfig(count=2)}, {"inputs": {"shards": Input("f" * 64)}}]
+    "changes", [{"seed": 2}, {"device": DeviceConfig(count=2)}, {"inputs": {"shards": Input("f" * 64)}}]
 )
 def test_each_component_changes_the_key(changes: dict[str, Any]) -> None:
     train = steps(RECIPE)["train"]
     assert key_of(parts_of(train)) != key_of(parts_of(train, **changes))
+
+
+def test_a_part_is_in_the_key_of_a_mapped_stage_only() -> None:
+    found = {step.stage: step for step in steps(RECIPE).values()}
+    changed = {stage for stage, step in found.items() if key_of(parts_of(step)) != key_of(parts_of(step, part="x"))}
+    assert changed == {"tokenize", "evaluate"}
 
 
 def test_there_is_no_key_before_every_input_is_known() -> None:

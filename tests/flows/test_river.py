@@ -9,6 +9,7 @@ import pytest
 from artifacts.record import File, digest_files
 from configs.load import load_recipe
 from configs.recipe import Recipe
+from flows.identity import components
 from flows.river import Input, Outside, Step, bundled, river
 
 OUTSIDE = Outside(corpus=Input("c" * 64), source=Input("d" * 64))
@@ -170,3 +171,15 @@ def test_what_the_packed_code_does_not_do_does_not_reach_it(path: str, value: An
 def test_what_the_packed_code_does_reaches_it(path: str, value: Any) -> None:
     assert bundled(recipe_with(path, value)) != bundled(RECIPE)
     assert flow(recipe_with(path, value))["bundle", ""].config.recipe == bundled(recipe_with(path, value))
+
+
+def test_a_mean_of_runs_trains_the_other_seeds_and_keeps_their_own_keys() -> None:
+    alone = flow()[("train", "")]
+    recipe = load_recipe("base11", "smoke", ["average.kind=mean", "average.seeds=[7, 42, 8]"]).recipe
+    steps = flow(recipe)
+    trained = {part: step.seed for (stage, part), step in steps.items() if stage == "train"}
+    assert trained == {"": 42, "seed-7": 7, "seed-8": 8}
+    assert [file.path for file in steps[("average", "")].inputs["others"].files] == ["seed-7/w", "seed-8/w"]
+    other = steps[("train", "seed-7")]
+    code = {"module": "digest"}
+    assert components(other, code, {}) == {**components(alone, code, {}), "seed": 7}
