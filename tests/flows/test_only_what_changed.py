@@ -105,7 +105,7 @@ def candidates(declared: Any, value: Any) -> list[Any]:
     if isinstance(value, str):
         return [*(["cuda"] if value == "cpu" else []), f"{value}x"]
     if isinstance(value, tuple):
-        return [*([list(value[:-1])] if value else []), ["x"], [0], [0.5]]
+        return [*([list(value[:-1])] if value else []), [0], [0.5], ["x"]]
     return [{"x": 1}]
 
 
