@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import json
+import runpy
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from model.hashed_ngram import HashedNGrams
 
+ROOT = Path(__file__).resolve().parents[2]
+PARITY = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "parity_mixer.py")))
+FROZEN = json.loads(PARITY.FROZEN.read_text())
 CPU = torch.device("cpu")
 MULTIPLIERS = (36313, 27191, 51647, 81929, 131071, 174763, 233017)
 
@@ -74,3 +83,19 @@ def test_ngrams_across_chunk_borders_are_not_counted():
     inputs, target = torch.tensor([[1]]), torch.tensor([2])
     assert together.mass(inputs, 1, target) == 1.0
     assert apart.mass(inputs, 1, target) == pytest.approx(1.5 / 6)
+
+
+def test_prices_and_mean_are_those_that_the_published_loop_computed():
+    case = PARITY.CASES["small"]
+    assert asdict(case) == FROZEN["case"]
+    prices, referee = PARITY.ours(case)
+    np.testing.assert_allclose(prices[::7], FROZEN["prices"], rtol=0, atol=1e-5)
+    account = referee.ledger.account + referee.ledger.again  # its loop scores the tail again
+    assert account.nats / account.targets == pytest.approx(FROZEN["mean"], rel=1e-7)
+
+
+@pytest.mark.parametrize("change", [{"buckets": 1024}, {"max_order": 9}, {"active_after": 10_000}, {"chunk": 128}])
+def test_each_setting_of_the_published_mixer_shows_in_its_prices(change):
+    """Else the test above could hold for a mixer that does less."""
+    prices, _ = PARITY.ours(replace(PARITY.CASES["small"], **change))
+    assert np.abs(prices[::7] - FROZEN["prices"]).max() > 0.01
