@@ -71,7 +71,7 @@ def _complaint(
     if kind == "missing":
         return f"{path} has no default and needs a value; write {path} = ... in the recipe"
     if kind == "value_error":
-        return f"{path}: {context['error']}{by}"
+        return f"{path}: {context['error']}{by}" if path else str(context["error"])
     if names[-1] == "[key]":
         return f"a name is letters, digits, - and _; got {path.removesuffix('.[key]')!r}; choose another"
     rule = _RULES[kind].format(**context) if kind in _RULES else error["msg"]

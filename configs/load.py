@@ -86,23 +86,46 @@ def recipe_layers(name: str) -> list[Layer]:
     """A recipe's own layer and those that it extends, base first."""
     layers: list[Layer] = []
     seen: list[Path] = []
+    left_out: list[str] = []
     path = _find(name, "recipe")
     while True:
         if path in seen:
             chain = " -> ".join(each.stem for each in [*seen, path])
             raise StageError(f"a recipe extends another one and never itself; got {chain}; break the circle")
         table = _read(path)
-        extends = table.pop("extends", None)
+        extends, without = table.pop("extends", None), table.pop("without", [])
         table.setdefault("name", path.stem)
+        left_out = [dotted for dotted in left_out if not _remove(table, dotted.split("."))]
+        left_out += _without(without, path)
         if seen:
             table = {field: value for field, value in table.items() if field not in _OWN}
         layers.insert(0, Layer(f"recipe {path.stem}", table))
         seen.append(path)
         if extends is None:
+            if left_out:
+                raise StageError(
+                    f"without lists what the recipes below have; {name} leaves out {left_out[0]!r}, which none of "
+                    f"{', '.join(each.stem for each in seen[1:]) or 'them'} has; drop it, or mend its path"
+                )
             return layers
         if not isinstance(extends, str):
             raise StageError(f"extends is a recipe's name or path; {path.name} has {extends!r}; write one in quotes")
         path = _find(extends, "recipe", path.parent)
+
+
+def _without(value: object, path: Path) -> list[str]:
+    """The dotted paths that a recipe leaves out of those that it extends."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return value
+    raise StageError(f'without is a list of paths; {path.name} has {value!r}; write ["evaluate.published"]')
+
+
+def _remove(table: Table, keys: list[str]) -> bool:
+    """Take what lies at a path out of a table; whether anything was there."""
+    below = table.get(keys[0])
+    if len(keys) == 1:
+        return table.pop(keys[0], None) is not None
+    return isinstance(below, dict) and _remove(below, keys[1:])
 
 
 def parse_override(text: str) -> Table:
@@ -124,14 +147,36 @@ def parse_override(text: str) -> Table:
 
 
 def _only_resize(overlay: Table, layers: Sequence[Layer]) -> Table:
-    """A scale's overlay without what would switch on a feature of the network that the recipe has off."""
-    merged = _defaults(None)
+    """A scale's overlay without what would switch on a feature of network or protocols that the recipe has off."""
+    merged: Table = {}
     for layer in layers:
         _merge(merged, layer.table, "", "", {})
-    train, before = overlay.get("train"), merged["train"]
-    if not (isinstance(train, dict) and isinstance(before, dict) and "network" in train):
-        return overlay
-    return {**overlay, "train": {**train, "network": _present(train["network"], before.get("network"))}}
+    before = _defaults(merged.get("evaluate"))
+    _merge(before, merged, "", "", {})
+    resized = dict(overlay)
+    for stage, resize in (("train", _resize_network), ("evaluate", _resize_protocols)):
+        if isinstance(overlay.get(stage), dict) and isinstance(before[stage], dict):
+            resized[stage] = resize(overlay[stage], before[stage])
+    return resized
+
+
+def _resize_network(train: Table, before: Table) -> Table:
+    return {**train, "network": _present(train["network"], before.get("network"))} if "network" in train else train
+
+
+def _resize_protocols(evaluate: Table, before: Table) -> Table:
+    """What a scale says to every protocol at once: plain fields as they are, groups where the protocol has them on."""
+    every = evaluate.get(_EVERY)
+    if not isinstance(every, dict):
+        return evaluate
+    groups = {name: value for name, value in every.items() if isinstance(value, dict)}
+    resized: Table = {_EVERY: {name: value for name, value in every.items() if name not in groups}}
+    for part, protocol in before.items():
+        resized[part] = _present(groups, protocol)
+        own = evaluate.get(part)
+        if isinstance(own, dict):
+            _merge(resized[part], own, "", "", {})
+    return {**{part: value for part, value in evaluate.items() if part not in resized}, **resized}
 
 
 def _present(overlay: Any, before: Any) -> Any:

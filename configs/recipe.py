@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
+from model.names import all_virtual_names, matching
 from stages.average.config import Config as AverageConfig
 from stages.bundle.config import Config as BundleConfig
 from stages.compress.config import Config as CompressConfig
@@ -57,3 +58,12 @@ class Recipe(Strict):
     bundle: BundleConfig = Field(default=BundleConfig(), description="Packed code.")
     weigh: WeighConfig = Field(default=WeighConfig(), description="Size check.")
     evaluate: dict[Name, EvaluateConfig] = Field(default={}, description="One protocol per name.")
+
+    @model_validator(mode="after")
+    def _selectors_match(self) -> Self:
+        """Globs name parameters that the network has: known before training, needed after it."""
+        known = all_virtual_names(self.train.network)
+        for part, protocol in self.evaluate.items():
+            for field, patterns in protocol.selectors():
+                matching(patterns, known, f"evaluate.{part}.{field}")
+        return self

@@ -65,6 +65,41 @@ def test_a_scale_resizes_features_of_the_network_and_switches_none_on(tmp_path: 
     assert asked.smear
 
 
+def test_a_scale_resizes_what_a_protocol_does_and_switches_nothing_on(tmp_path: Path) -> None:
+    parts = """
+        [evaluate.plain]
+        [evaluate.cosine]
+        protocol = "ttt"
+        ttt = { horizon_chunks = 1893, lora = { rank = 8 } }
+        [evaluate.before]
+        protocol = "pre_eval"
+        pre_eval = { first = { epochs = 20, lr = 0.5 } }
+    """
+    scale = """
+        [evaluate."*"]
+        max_targets = 99
+        [evaluate."*".ttt]
+        chunk_tokens = 4096
+        horizon_chunks = 4
+        lora = { rank = 2 }
+        [evaluate."*".pre_eval]
+        first = { epochs = 3 }
+        second = { epochs = 3 }
+        [evaluate.cosine]
+        ttt = { horizon_chunks = 5 }
+    """
+    loaded = load_recipe(write(tmp_path, "m.toml", parts), write(tmp_path, "s.toml", scale))
+    protocols = loaded.recipe.evaluate
+    assert [each.max_targets for each in protocols.values()] == [99] * 3
+    assert [each.ttt.chunk_tokens for each in protocols.values()] == [4096] * 3
+    ttt = [(each.ttt.horizon_chunks, each.ttt.lora.rank) for each in protocols.values()]
+    assert ttt == [(0, 0), (5, 2), (0, 0)]
+    epochs = [(each.pre_eval.first.epochs, each.pre_eval.second.epochs) for each in protocols.values()]
+    assert epochs == [(0, 0), (0, 0), (3, 0)]
+    assert protocols["before"].pre_eval.first.lr == 0.5
+    assert loaded.origin("evaluate.cosine.ttt.lora.rank") == "scale s"
+
+
 @pytest.mark.parametrize("text", ["[train.network]\ndimm = 3\n", "[train]\nnetwork = 3\n", "train = 3\n"])
 def test_a_mistake_in_a_scale_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(StageError, match=r"train.*\(from scale s"):
@@ -96,6 +131,45 @@ def test_extends_takes_a_built_in_name_or_a_path_beside_the_file(tmp_path: Path)
     mine = write(tmp_path / "below", "mine.toml", 'extends = "../base.toml"\n')
     recipe = load_recipe(mine).recipe
     assert (recipe.train.steps, recipe.train.network.layers) == (3, 11)
+
+
+def test_a_recipe_leaves_out_what_it_names_of_those_below(tmp_path: Path) -> None:
+    write(tmp_path, "a.toml", "[evaluate.x]\n[evaluate.y]\n[train]\nsteps = 3\n")
+    write(tmp_path, "b.toml", 'extends = "a.toml"\n[evaluate.z]\n[evaluate.x]\nbatch_windows = 4\n')
+    mine = write(tmp_path, "c.toml", 'extends = "b.toml"\nwithout = ["evaluate.y", "evaluate.x.batch_windows"]\n')
+    recipe = load_recipe(mine).recipe
+    assert list(recipe.evaluate) == ["x", "z"]
+    assert recipe.evaluate["x"].batch_windows == 32
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            'extends = "base11"\nwithout = ["evaluate.publishd"]',
+            r"leaves out 'evaluate\.publishd', which none of base11",
+        ),
+        ('without = ["evaluate.x"]', r"leaves out 'evaluate\.x', which none of them has"),
+        ('extends = "base11"\nwithout = "evaluate.raw"', r"without is a list of paths; .* has 'evaluate\.raw'"),
+    ],
+)
+def test_leaving_out_what_is_not_there_is_refused(tmp_path: Path, line: str, expected: str) -> None:
+    with pytest.raises(StageError, match=expected):
+        load_recipe(write(tmp_path, "m.toml", line + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["evaluate.ttt.ttt.freeze=['blocks.11.*']"], r"evaluate\.ttt\.ttt\.freeze names .* nearest: blocks\."),
+        (["evaluate.ttt.ttt.adapt=['*.attn.w']"], r"evaluate\.ttt\.ttt\.adapt names parameters that exist"),
+        (["evaluate.ttt.ttt.lora.rank=1", "evaluate.ttt.ttt.lora.targets=['q']"], r"evaluate\.ttt\.ttt\.lora\.targets"),
+    ],
+)
+def test_a_glob_that_matches_no_parameter_is_refused_before_training(overrides: list[str], expected: str) -> None:
+    ttt = ["evaluate.ttt.protocol=ttt"]
+    with pytest.raises(StageError, match=expected):
+        load_recipe("base11", "full", [*ttt, *overrides])
 
 
 def test_a_circle_is_refused(tmp_path: Path) -> None:
