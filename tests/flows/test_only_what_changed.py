@@ -147,6 +147,8 @@ def reach(path: str, recipe: Recipe) -> set[str]:
         return set()  # names, claims, the default of --seed; locations, whose fingerprint is the identity
     if path == "bundle.recipe":
         return set()  # the wiring fills it in
+    if path == "average.seeds":
+        return {"train[seed-0]", "average", "bundle"}  # the other run is a new step
     if stage == "devices":
         return {step for step in ACCELERATED if step.startswith(rest[0])} | {"bundle"}
     if stage == "evaluate":
