@@ -19,13 +19,14 @@ from typing import Any
 from prefect import Task, flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     get_current_settings,
     temporary_settings,
 )
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import panels
@@ -69,7 +70,7 @@ def _do(label: str, work: _Work) -> Any:
 @cache
 def stage_task(stage: str) -> Task[..., Any]:
     """The Prefect task of a stage. The store decides what is a hit, so Prefect keeps no results."""
-    return task(_do, name=stage, task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False)
+    return task(name=stage, task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False)(_do)
 
 
 @flow(name="fairway", flow_run_name="{recipe} {scale} seed {seed}", persist_result=False, validate_parameters=False)
@@ -172,7 +173,8 @@ def run(prepared: Prepared) -> dict[str, Any]:
     token = _prepared.set(prepared)
     try:
         with temporary_settings(updates):
-            here = fairway.with_options(task_runner=ThreadPoolTaskRunner(max_workers=_THREADS))
+            runner: Any = ThreadPoolTaskRunner(max_workers=_THREADS)  # Prefect's own annotations disagree here
+            here = fairway.with_options(task_runner=runner)
             state = here(**asked, overrides=list(prepared.request.overrides), return_state=True)
     finally:
         _prepared.reset(token)
