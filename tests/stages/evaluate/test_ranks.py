@@ -16,6 +16,12 @@ from stages.evaluate.stage import run
 ROOT = Path(__file__).resolve().parents[3]
 PROTOCOLS = {
     "sliding": {"protocol": "sliding", "drop_partial_row": True, "tail_rescore": True, "batch_windows": 1},
+    "mixed": {
+        "protocol": "sliding",
+        "batch_windows": 1,
+        "max_targets": 1800,
+        "mixer": {"kind": "ngram", "max_order": 4, "weight": 0.3, "chunk_tokens": 500, "active_after_tokens": 400},
+    },
     "ttt": {
         "protocol": "ttt",
         "batch_windows": 1,
@@ -35,7 +41,9 @@ def test_two_ranks_score_as_one(tmp_path, inputs, runtime, protocol):
     for name in ("tokens", "bytes", "windows", "marks", "rules_broken"):
         assert two[name] == one[name]
     assert two["nats"] == pytest.approx(one["nats"], rel=1e-5)
-    if protocol == "sliding":  # one window at a time: not even the shapes of matrix products differ
+    assert two_report["mixed_positions"] == one_report["mixed_positions"]
+    assert (one_report["mixed_positions"] > 0) == (protocol == "mixed")
+    if protocol != "ttt":  # one window at a time: not even the shapes of matrix products differ
         assert two["ledger_sha256"] == one["ledger_sha256"]
     else:
         assert two["adaptation"]["steps"] == one["adaptation"]["steps"] == 3 * 2 * 3
