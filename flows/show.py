@@ -109,11 +109,17 @@ def _rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
+def _caveats(score: Mapping[str, Any]) -> str:
+    """What a reader must know before comparing a score: its marks, and the rules that it breaks."""
+    broken = score.get("rules_broken", [])
+    return ", ".join([*score.get("marks", []), *([f"breaks {' '.join(broken)}"] if broken else [])])
+
+
 def print_result(result: Mapping[str, Any]) -> None:
     """Scores, sizes and where the report is."""
     rows = [
         [name, f"{s['bpb']:.4f}", f"{s['nats_per_token']:.4f}", f"{s['tokens']:,}", f"{s['bytes']:,}",
-         seconds_text(s["seconds"]) if s["seconds"] is not None else "", ", ".join(s.get("marks", []))]
+         seconds_text(s["seconds"]) if s["seconds"] is not None else "", _caveats(s)]
         for name, s in result["scores"].items()
     ]  # fmt: skip
     headings = ["score", "BPB", "nats/token", "tokens", "bytes", "took", "marks"]

@@ -39,9 +39,11 @@ def stage_line(outcome: Outcome) -> dict[str, Any]:
 def _score(outcome: Outcome) -> dict[str, Any]:
     report = outcome.record.report
     fields = {name: report[name] for name in SCORE_FIELDS}
-    marks = {"marks": report["marks"]} if report.get("marks") else {}
+    told: dict[str, Any] = {"marks": report["marks"]} if report.get("marks") else {}
+    if report.get("rules_broken"):
+        told["rules_broken"] = sorted(set(report["rules_broken"]))
     # What scoring cost when it was done, not what it cost to look the result up.
-    return {**fields, "seconds": outcome.record.provenance.get("seconds"), **marks}
+    return {**fields, "seconds": outcome.record.provenance.get("seconds"), **told}
 
 
 def _sizes(report: Mapping[str, Any]) -> dict[str, Any]:
