@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from model.bytes import ByteTable
 from model.shards import write_shard
@@ -18,9 +19,18 @@ from stages.contract import Device, Runtime
 VOCAB = 64
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads would only wait for each other on matrices of 16 rows."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def runtime(runtime: Runtime) -> Runtime:
-    """One thread: more would only wait for each other on matrices of 16 rows."""
+    """One thread, as above."""
     return replace(runtime, device=Device(threads=1))
 
 
