@@ -55,7 +55,7 @@ def changed(group: Any, known: Mapping[str, Any]) -> dict[str, Any]:
             if below := changed(value, was):
                 found[name] = below
         elif name in known or not is_off(value):
-            plain = to_jsonable_python(value)
+            plain = _plain(value)
             if name not in known or not _same(plain, was):
                 found[name] = plain
     return found
@@ -72,8 +72,19 @@ def resolved(group: Any) -> dict[str, Any]:
         if is_group(value):
             found[name] = resolved(value)
         elif not (is_off(value) and is_off(_default(group, name))):
-            found[name] = to_jsonable_python(value)
+            found[name] = _plain(value)
     return {name: value for name, value in found.items() if value != {}}
+
+
+def _plain(value: Any) -> Any:
+    """A leaf as a JSON value. Groups in a list or table have no place on file: what is off in them is left out."""
+    if is_group(value):
+        return resolved(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(below) for name, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(below) for below in value]
+    return to_jsonable_python(value)
 
 
 def _default(group: Any, name: str) -> Any:

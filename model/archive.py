@@ -131,7 +131,10 @@ def smallest_chain(chains: Sequence[Chain], tensors: Sequence[Tensor]) -> Chain:
 def read_archive(path: Path) -> tuple[dict[str, Tensor], GPTConfig, dict[str, Any]]:
     """(fp32 tensors by parameter name, the network's configuration, constants). Raises FormatError for damage."""
     quantized, config, constants = read_quantized(path)
-    return dequantize_all(quantized), config, constants
+    try:
+        return dequantize_all(quantized), config, constants
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def read_quantized(path: Path) -> tuple[dict[str, Coded | Tensor], GPTConfig, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 On disk they are a safetensors file: `<name>.codes` int8 and `<name>.scales` fp16 for the coded ones, `<name>` for the
 floats, and `__metadata__["bits"]` = JSON {name: bits}. Shapes: a bank is [L, R, C] with scales [L, R]; tables drop L.
+A bank whose layers are stored differently is stored matrix by matrix, as `blocks.<layer>.<bank>`.
 """
 
 from __future__ import annotations
@@ -47,8 +48,21 @@ Quantized = Mapping[str, Coded | Tensor]  # by parameter name; a Tensor is fp16 
 
 
 def dequantize_all(quantized: Quantized) -> dict[str, Tensor]:
-    """Every tensor as fp32: what a network loads."""
-    return {name: t.dequantize() if isinstance(t, Coded) else t.float() for name, t in quantized.items()}
+    """Every tensor as fp32, and banks whole: what a network loads. ValueError for a bank that lacks a layer."""
+    found: dict[str, Tensor] = {}
+    layers: dict[str, dict[int, Tensor]] = {}
+    for name, stored in quantized.items():
+        tensor = stored.dequantize() if isinstance(stored, Coded) else stored.float()
+        if name.startswith("blocks."):
+            _, layer, bank = name.split(".", 2)
+            layers.setdefault(bank, {})[int(layer)] = tensor
+        else:
+            found[name] = tensor
+    for bank, matrices in layers.items():
+        if sorted(matrices) != list(range(len(matrices))):
+            raise ValueError(f"a bank is stored with all of its layers; {bank} has {sorted(matrices)}")
+        found[bank] = torch.stack([matrices[layer] for layer in range(len(matrices))])
+    return found
 
 
 def equal(a: Quantized, b: Quantized) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -192,6 +193,36 @@ class Lzma(ByteStep):
 
 
 @dataclass(frozen=True)
+class Xz(ByteStep):
+    """The .xz container as `lzma.compress(data, preset=...)` writes it, for published archives; larger than `Lzma`."""
+
+    preset: int = 6
+
+    def encode(self, data: bytes) -> bytes:
+        """One stream, with its own check."""
+        return lzma.compress(data, preset=self.preset)
+
+    def decode(self, data: bytes) -> bytes:
+        """One stream."""
+        return lzma.decompress(data, lzma.FORMAT_XZ)
+
+
+@dataclass(frozen=True)
+class Zlib(ByteStep):
+    """DEFLATE in a zlib frame, for published archives."""
+
+    level: int = 9
+
+    def encode(self, data: bytes) -> bytes:
+        """One frame."""
+        return zlib.compress(data, self.level)
+
+    def decode(self, data: bytes) -> bytes:
+        """One frame."""
+        return zlib.decompress(data)
+
+
+@dataclass(frozen=True)
 class Chain:
     """tensor -> codes -> bytes -> smaller bytes, for tensors that are stored together."""
 
@@ -227,7 +258,7 @@ class Chain:
 
 
 STEPS: dict[str, type[Any]] = {
-    step.__name__: step for step in (Integers, FloatPatterns, Packed, Planes, Rans, Zstd, Lzma)
+    step.__name__: step for step in (Integers, FloatPatterns, Packed, Planes, Rans, Zstd, Lzma, Xz, Zlib)
 }
 
 

@@ -17,22 +17,17 @@ from torch import Tensor
 from model.grid import Grid, choose_scales, dequantize, quantize
 
 if TYPE_CHECKING:
-    from stages.quantize.config import Config, GroupConfig
+    from stages.quantize.config import Config
+    from stages.quantize.rules import Rule
 
 
-def grid_of(group: GroupConfig) -> Grid:
-    """The grid that a group of integer codes asks for."""
-    return Grid(bits=group.bits, floor=group.scale_floor, full_range=group.full_range)
-
-
-def scales_for(w_NRC: Tensor, group: GroupConfig, config: Config) -> tuple[Tensor, Tensor]:
+def scales_for(w_NRC: Tensor, rule: Rule, config: Config) -> tuple[Tensor, Tensor]:
     """(fp16 scale_NR, quantile_NR that each row was clipped at)."""
-    grid = grid_of(group)
-    if group.clip == "search":
-        return search(w_NRC, config.search_quantiles, grid, per_matrix=config.search_per == "matrix")
-    quantile = group.quantile if group.clip == "quantile" else 1.0
+    if rule.clip == "search":
+        return search(w_NRC, config.search_quantiles, rule.grid, per_matrix=config.search_per == "matrix")
+    quantile = rule.quantile if rule.clip == "quantile" else 1.0
     (clip_NR,) = row_quantiles(w_NRC, [quantile])
-    return choose_scales(clip_NR, grid), torch.full_like(clip_NR, quantile)
+    return choose_scales(clip_NR, rule.grid), torch.full_like(clip_NR, quantile)
 
 
 def search(w_NRC: Tensor, quantiles: Sequence[float], grid: Grid, per_matrix: bool) -> tuple[Tensor, Tensor]:

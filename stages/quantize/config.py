@@ -28,6 +28,42 @@ class GroupConfig(Strict):
         default=False,
         description="Also use the code -2^(bits - 1), which has no positive twin, as the published int6 does.",
     )
+    prune: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Magnitude pruning before rounding: weights below this quantile of |w| in their matrix become 0; "
+        "0 = off.",
+    )
+
+    @model_validator(mode="after")
+    def _prunes_codes(self) -> Self:
+        if self.prune and self.bits >= 16:
+            raise ValueError(
+                f"pruning serves the entropy coder of integer codes; prune is {self.prune:g} and bits is {self.bits}, "
+                "a float; drop one of them"
+            )
+        return self
+
+
+class FitConfig(Strict):
+    """Bits per matrix under a budget: what size the archive will have is predicted, from the entropy of the codes."""
+
+    budget_bytes: int = Field(
+        default=0, ge=0, description="Predicted size of the archive, at most; 0 = off. Unit: decimal bytes."
+    )
+    order: Literal["error", "middle"] = Field(
+        default="error",
+        description="error: bits go where they lower a matrix's relative squared error most per byte. middle: layers "
+        "go from most to fewest bits whole, from the middle outward, until the rest fits (the fallback of #1232).",
+    )
+    bits: tuple[int, ...] = Field(default=(5, 6, 7), min_length=2, description="Bits to choose from, ascending.")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if list(self.bits) != sorted(set(self.bits)) or not 4 <= self.bits[0] <= self.bits[-1] <= 8:
+            raise ValueError(f"fit.bits are whole numbers of 4 to 8, ascending; got {list(self.bits)}")
+        return self
 
 
 class Config(StageConfig):
@@ -51,6 +87,12 @@ class Config(StageConfig):
     small: GroupConfig = Field(
         default=GroupConfig(bits=16), description="Matrices and tables of at most `small_weights` weights; floats."
     )
+    overrides: dict[str, GroupConfig] = Field(
+        default={},
+        description="Glob of matrices and tables, such as *.mlp.* or blocks.8.attn.k -> the rule in place of their "
+        "group's, small ones included; each is matched once at most.",
+    )
+    fit: FitConfig = Field(default=FitConfig(), description="Bits of each matrix by a byte budget.")
     small_weights: int = Field(
         default=65_536,
         ge=0,
@@ -74,6 +116,10 @@ class Config(StageConfig):
             raise ValueError(
                 f"small tensors are floats, small.bits is 16 or 32; got {self.small.bits}; "
                 "lower small_weights to code more"
+            )
+        if self.fit.budget_bytes and self.matrices.bits > 8:
+            raise ValueError(
+                f"fit chooses the bits of coded matrices; matrices.bits is {self.matrices.bits}, a float; set 4 to 8"
             )
         if not all(0 < quantile <= 1 for quantile in self.search_quantiles):
             raise ValueError(f"search_quantiles lie in (0, 1]; got {list(self.search_quantiles)}")

@@ -28,6 +28,7 @@ class TensorError:
     zeros: float  # fraction of weights stored as 0
     floored_rows: float | None = None  # fraction of rows whose scale is the floor; None without a floor
     clips: dict[str, float] | None = None  # quantile -> fraction of rows clipped there; None for floats
+    pruned: int = 0  # weights that magnitude pruning set to 0
 
     @property
     def mse(self) -> float:
@@ -52,6 +53,7 @@ def compare(
     bits: int,
     floored_rows: float | None = None,
     clips: dict[str, float] | None = None,
+    pruned: int = 0,
 ) -> TensorError:
     """The row of one tensor, from its weights before and after (fp32, one shape); sums in fp64."""
     error = (stored - trained).double()
@@ -68,6 +70,7 @@ def compare(
         zeros=float((stored == 0).double().mean()) if trained.numel() else 0.0,
         floored_rows=floored_rows,
         clips=clips,
+        pruned=pruned,
     )
 
 

@@ -31,7 +31,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
     for name, form, row in quantize_network(tensors, config, device):
         stored[name] = form
         rows.append(row)
-        runtime.report_progress(len(rows), len(tensors), "tensors", relative_rmse=row.relative_rmse)
+        runtime.report_progress(min(len(rows), len(tensors)), len(tensors), "tensors", relative_rmse=row.relative_rmse)
     save_quantized(fresh_role(out, "quantized") / "quantized.safetensors", stored, metadata)
     groups = summary(rows)
     table = [row.row() for row in rows]
@@ -42,6 +42,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         "tensors": _count_by_form(stored, rows),
         "bits_per_weight": groups["all"]["bits_per_weight"],
         "relative_rmse": groups["all"]["relative_rmse"],
+        "pruned": sum(row.pruned for row in rows),
         "worst": max(rows, key=lambda row: row.relative_rmse).name if rows else None,
         "groups": groups,
     }

@@ -126,6 +126,21 @@ def test_resolved_holds_everything_but_what_is_off_by_default() -> None:
     assert resolved(Stage(steps=0, net=Net(layers=0)))["net"] == {"layers": 0}
 
 
+class Listed(Strict):
+    """A stage with groups in a list and in a table."""
+
+    several: tuple[Group, ...] = Field(())
+    by_name: dict[str, Group] = Field({})
+
+
+def test_groups_in_a_list_or_table_leave_out_what_is_off_so_that_new_fields_change_no_key() -> None:
+    config = Listed(several=(Group(),), by_name={"a": Group(beta=0.5)})
+    want = {"several": [{"lr": 0.1}], "by_name": {"a": {"lr": 0.1, "beta": 0.5}}}
+    assert changed(config, {"several": [], "by_name": {}}) == want
+    assert resolved(config) == want
+    assert changed(Listed(), {"several": [], "by_name": {}}) == {}
+
+
 def test_every_group_of_a_recipe_is_walked() -> None:
     def walk(group: Any) -> int:
         values = [getattr(group, name) for name in field_names(group)]

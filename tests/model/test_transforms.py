@@ -18,6 +18,8 @@ from model.transforms import (
     Packed,
     Planes,
     Rans,
+    Xz,
+    Zlib,
     Zstd,
     chain_from_json,
     chain_to_json,
@@ -26,7 +28,7 @@ from model.transforms import (
 INTEGER_CHAINS = [
     Chain(Integers(), codes, smaller)
     for codes in (Packed(5), Planes(1), Rans(5))
-    for smaller in ((), (Zstd(3),), (Lzma(),), (Zstd(1), Lzma(lc=1)))
+    for smaller in ((), (Zstd(3),), (Lzma(),), (Xz(6),), (Zlib(9),), (Zstd(1), Lzma(lc=1)))
 ]
 SHAPES = st.lists(st.lists(st.integers(0, 7), min_size=0, max_size=3).map(tuple), max_size=4)
 
@@ -43,7 +45,7 @@ def test_every_chain_of_codes_is_exact_for_any_shapes(chain, shapes, seed):
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 16), (torch.float32, 32)])
-@pytest.mark.parametrize("smaller", [(), (Zstd(),), (Lzma(),)])
+@pytest.mark.parametrize("smaller", [(), (Zstd(),), (Lzma(),), (Xz(),), (Zlib(),)])
 def test_float_patterns_keep_every_bit(dtype, bits, smaller):
     patterns = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (3, 41), dtype=torch.int64)
     floats = patterns.to(torch.int16 if bits == 16 else torch.int32).view(dtype)  # NaN payloads too

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import lzma
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 import zstandard
+from pydantic import ValidationError
 from trained import coded, coded_network, published_blob, trained_like, trained_network
 
 from model.archive import list_sections, read_archive, read_quantized
 from model.config import GPTConfig, to_dict
 from model.quantized import Coded, Quantized, dequantize_all, equal, save_quantized
-from model.transforms import Lzma, Rans, Zstd
+from model.transforms import Lzma, Rans, Xz, Zlib, Zstd
 from stages.compress import stage
 from stages.compress.config import Config
 from stages.compress.stage import run
@@ -69,6 +71,27 @@ def test_a_codec_that_is_asked_for_is_the_one_used(folder, tmp_path, runtime, co
         assert all(section.chain.bytes == (Zstd(3),) for section in sections)
     assert [row["label"] for row in report["sections"]] == ["int6 codes", "fp16 tensors", "row scales"]
     assert sum(row["weights"] for row in report["sections"]) == 2 * 16 * 40 + 99 + 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("codec", "level", "step", "decode"),
+    [("xz", 6, Xz(6), lzma.decompress), ("zlib", 9, Zlib(9), zlib.decompress)],
+)
+def test_a_published_codec_writes_what_its_library_reads(folder, tmp_path, runtime, codec, level, step, decode):
+    run(Config(codec=codec, level=level), store(folder, small()), tmp_path / "out", runtime)
+    path = tmp_path / "out" / "archive" / "archive.fwy"
+    sections = list_sections(path)
+    assert {section.chain.bytes for section in sections} == {(step,)}
+    assert equal(read_quantized(path)[0], small())
+    want = small()["a"]
+    assert isinstance(want, Coded)
+    assert decode(step.encode(want.codes.numpy().tobytes())) == want.codes.numpy().tobytes()
+
+
+@pytest.mark.parametrize(("codec", "level"), [("xz", 10), ("zlib", 22), ("zstd", 0), ("auto", 0)])
+def test_a_level_that_a_codec_does_not_have_is_refused(codec, level):
+    with pytest.raises(ValidationError, match=rf"codec '{codec}' has levels .*compress\.level is {level}"):
+        Config(codec=codec, level=level)
 
 
 def test_auto_is_never_larger_than_one_codec(folder, tmp_path, runtime):

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.grid import Grid, choose_scales, dequantize, quantize
-from stages.quantize.clip import grid_of, row_quantiles, scales_for, search, squared_error
+from stages.quantize.clip import row_quantiles, scales_for, search, squared_error
 from stages.quantize.config import Config, GroupConfig
+from stages.quantize.rules import Rule, rule_of
 
 QUANTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
 
@@ -53,12 +54,12 @@ def published_search(w_RC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("seed", range(5))
 def test_search_per_matrix_is_the_published_one(seed):
     w_NRC = bank(seed, 3, 12, 128) * 20
-    group = GroupConfig(bits=6, clip="search", scale_floor=1 / 31)
-    scale_NR, _ = scales_for(w_NRC, group, Config(search_per="matrix"))
+    rule = rule_of(GroupConfig(bits=6, clip="search", scale_floor=1 / 31))
+    scale_NR, _ = scales_for(w_NRC, rule, Config(search_per="matrix"))
     for w_RC, scale_R in zip(w_NRC, scale_NR, strict=True):
         codes_RC, want_R = published_search(w_RC)
         assert torch.equal(scale_R, want_R)
-        assert torch.equal(quantize(w_RC, scale_R, grid_of(group)), codes_RC)
+        assert torch.equal(quantize(w_RC, scale_R, rule.grid), codes_RC)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -89,14 +90,14 @@ def test_heavy_tails_are_clipped_below_their_maximum_and_the_choice_is_told():
     w_NRC[0, 1] = torch.linspace(-1, 1, 2000)
     _, quantile_NR = search(w_NRC * torch.linspace(0.5, 1, 2000), (0.9, 1.0), Grid(bits=6), per_matrix=False)
     assert quantile_NR[0, 1] == 1.0
-    scale_NR, quantile_NR = scales_for(w_NRC, GroupConfig(bits=4, clip="max"), Config())
+    scale_NR, quantile_NR = scales_for(w_NRC, Rule(bits=4, clip="max"), Config())
     assert (quantile_NR == 1.0).all()
     assert scale_NR[0, 0] == torch.tensor(10 / 7).half()
 
 
 def test_the_fixed_quantile_of_a_group_is_the_one_it_names():
     w_NRC = bank(3)
-    scale_NR, quantile_NR = scales_for(w_NRC, GroupConfig(bits=8, clip="quantile", quantile=0.75), Config())
+    scale_NR, quantile_NR = scales_for(w_NRC, Rule(bits=8, clip="quantile", quantile=0.75), Config())
     assert (quantile_NR == 0.75).all()
     assert torch.equal(scale_NR, (torch.quantile(w_NRC.abs(), 0.75, dim=-1) / 127).half())
 
@@ -104,7 +105,7 @@ def test_the_fixed_quantile_of_a_group_is_the_one_it_names():
 def test_a_floor_hides_the_search_from_small_rows():
     """Spec, both seeds: with the published floor the clip search is a no-op on most rows."""
     w_NRC = torch.randn(1, 16, 512, generator=torch.Generator().manual_seed(0)) * 0.1
-    scale_NR, _ = scales_for(w_NRC, GroupConfig(bits=6, clip="search", scale_floor=1 / 31), Config())
+    scale_NR, _ = scales_for(w_NRC, Rule(bits=6, clip="search", scale_floor=1 / 31), Config())
     assert (scale_NR == torch.tensor(1 / 31).half()).all()
     codes_NRC = quantize(w_NRC, scale_NR, Grid(bits=6, floor=1 / 31))
     assert (dequantize(codes_NRC, scale_NR) - w_NRC).abs().max() <= 1 / 62 * 1.001
