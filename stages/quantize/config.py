@@ -36,15 +36,6 @@ class GroupConfig(Strict):
         "0 = off.",
     )
 
-    @model_validator(mode="after")
-    def _prunes_codes(self) -> Self:
-        if self.prune and self.bits >= 16:
-            raise ValueError(
-                f"pruning serves the entropy coder of integer codes; prune is {self.prune:g} and bits is {self.bits}, "
-                "a float; drop one of them"
-            )
-        return self
-
 
 class FitConfig(Strict):
     """Bits per matrix under a budget: what size the archive will have is predicted, from the entropy of the codes."""

@@ -109,9 +109,9 @@ def quantize_tensor(
     name: str, group: Group, w: Tensor, rule: Rule, config: Config
 ) -> tuple[Coded | Tensor, TensorError]:
     """The stored form of one fp32 bank, matrix or table, and its error row."""
-    if rule.bits >= 16:
-        return _as_float(name, group, w, rule.bits)
     w_NRC, pruned = prune(w.reshape(-1, *w.shape[-2:]), rule.prune)
+    if rule.bits >= 16:
+        return _as_float(name, group, w, rule.bits, w_NRC.reshape(w.shape), pruned)
     scale_NR, quantile_NR = scales_for(w_NRC, rule, config)
     codes_NRC = quantize(w_NRC, scale_NR, rule.grid)
     coded = Coded(codes_NRC.reshape(w.shape).cpu(), scale_NR.reshape(w.shape[:-1]).cpu(), rule.bits)
@@ -126,8 +126,11 @@ def _floored_rows(coded: Coded, rule: Rule) -> float | None:
     return float((coded.scales <= torch.tensor(rule.scale_floor).half()).double().mean())
 
 
-def _as_float(name: str, group: Group, w: Tensor, bits: int) -> tuple[Tensor, TensorError]:
-    stored = w.to(FLOATS[bits])
+def _as_float(
+    name: str, group: Group, w: Tensor, bits: int, kept: Tensor | None = None, pruned: int = 0
+) -> tuple[Tensor, TensorError]:
+    """A tensor, or what pruning kept of it, as floats; its error is against `w`."""
+    stored = (w if kept is None else kept).to(FLOATS[bits])
     if not torch.isfinite(stored).all():
         raise ValueError(f"fp16 holds magnitudes up to 65504; got {w.abs().max().item():g}; store it with 32 bits")
-    return stored.cpu(), compare(name, group, w, stored.float(), bits)
+    return stored.cpu(), compare(name, group, w, stored.float(), bits, pruned=pruned)

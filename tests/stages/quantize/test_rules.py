@@ -126,9 +126,12 @@ def test_pruning_comes_before_rounding_and_is_counted():
     assert rows["attn.q"].squared_error > 0.05 * rows["attn.q"].squared_norm  # the table sees what pruning cost
 
 
-def test_pruning_floats_is_refused():
-    with pytest.raises(ValidationError, match=r"prune is 0\.5 and bits is 16"):
-        GroupConfig(bits=16, prune=0.5)
+def test_a_pruned_table_of_floats_keeps_its_other_weights():
+    """#417's second system prunes its fp16 token table as well."""
+    forms, rows = quantised(Config(small_weights=0, overrides={"embed.tokens": GroupConfig(bits=32, prune=0.25)}))
+    kept, trained = forms["embed.tokens"], weights()["embed.tokens"]
+    assert rows["embed.tokens"].pruned == int((kept == 0).sum()) == 64 * 16 // 4
+    assert torch.equal(kept[kept != 0], trained[kept != 0])
 
 
 def test_the_entropy_of_codes_is_shannons():
