@@ -48,12 +48,17 @@ class Grid:
 
 def choose_scales(clip_R: Tensor, grid: Grid) -> Tensor:
     """The fp16 scale of each row whose magnitudes up to `clip_R` (fp32, any shape) shall be on the grid."""
-    scale_R = (clip_R / grid.top).clamp_min(grid.floor).to(torch.float16).clamp_min(SMALLEST_SCALE)
+    scale_R = row_scales(clip_R, grid)
     if not torch.isfinite(scale_R).all():
         raise ValueError(
             f"a row's scale fits in fp16, at most 65504; got clip {clip_R.max().item():g}; train it smaller"
         )
     return scale_R
+
+
+def row_scales(clip_R: Tensor, grid: Grid) -> Tensor:
+    """`choose_scales` without its check, which a compiled graph cannot hold: too large a clip gives infinity."""
+    return (clip_R / grid.top).clamp_min(grid.floor).to(torch.float16).clamp_min(SMALLEST_SCALE)
 
 
 def quantize(w_RC: Tensor, scale_R: Tensor, grid: Grid) -> Tensor:

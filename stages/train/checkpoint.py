@@ -32,6 +32,7 @@ class Progress:
     last: dict[str, float] = field(default_factory=dict)  # the last finished step, as a line of the curve
     curve: list[dict[str, float]] = field(default_factory=list)
     snapshots: list[int] = field(default_factory=list)  # steps of the warmdown snapshots so far
+    qat_steps: int = 0  # updates so far with weights on their grid; once one was, all later ones are
 
 
 class Checkpoints:

@@ -33,6 +33,13 @@ class MuonConfig(Strict):
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         default="auto", description="Arithmetic of Newton-Schulz; auto is bfloat16 on a GPU and float32 on a CPU."
     )
+    momentum_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Momentum, and gradients on their way into it and, if sharded, between ranks."
+    )
+    parallel: Literal["replicated", "sharded"] = Field(
+        default="replicated",
+        description="Several ranks: all take every update, or each orthogonalises its share of the matrices.",
+    )
 
 
 class AdamConfig(Strict):
@@ -54,9 +61,82 @@ class ScheduleConfig(Strict):
     warmup: Horizon = Field(
         default=Horizon(steps=0, of=7400), description="Linear rise from 0; the published runs have none."
     )
-    warmdown: Horizon = Field(
-        default=Horizon(steps=3000, of=7400), description="Linear fall to 0 at the end of the run."
+    warmdown: Horizon = Field(default=Horizon(steps=3000, of=7400), description="Fall to 0 at the end of the run.")
+    decay: Literal["linear", "cosine"] = Field(default="linear", description="Shape of the fall.")
+
+
+class QatGrid(Strict):
+    """The grid of one group of matrices, as the quantiser will choose it: a scale per row from its largest weight."""
+
+    bits: int = Field(default=0, ge=0, le=8, description="Bits per weight; 0 leaves the group as it is.")
+    scale_floor: float = Field(default=0.0, ge=0, description="Smallest scale of a row; the published one is 1/31.")
+    full_range: bool = Field(default=False, description="Also use the code -2^(bits - 1), as the published QAT does.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.bits == 1:
+            raise ValueError("bits are 2 to 8, or 0 to leave the group as it is; got 1")
+        return self
+
+
+class SoftRoundConfig(Strict):
+    """Rounding with a gradient of its own (qat.mode soft). From `start` at the flip to `end` at the end of the run."""
+
+    form: Literal["sigmoid", "residual"] = Field(
+        default="sigmoid",
+        description="sigmoid: floor + 1/2 + tanh(a (frac - 1/2)) / (2 tanh(a / 2)), a linear in progress, PR #1232; "
+        "residual: nearest + tanh(r / T) / 2 with r the distance to it, T geometric, PR #1033: as T falls that goes "
+        "to the middle between two codes, not to a code.",
     )
+    start: float = Field(default=1.0, gt=0, description="a or T when QAT begins.")
+    end: float = Field(default=16.0, gt=0, description="a or T at the end of the run.")
+
+
+class QatConfig(Strict):
+    """Quantisation-aware training: matrices are on their grid in the forward pass of training, and nowhere else."""
+
+    mode: Literal["off", "ste", "soft", "declared_dead"] = Field(
+        default="off",
+        description="ste: straight-through gradient; soft: soft rounding; declared_dead: keeps a published setting on "
+        "record and does nothing, as in the published runs, whose flag was a constant of the compiled graph.",
+    )
+    attention: QatGrid = Field(default=QatGrid(), description="attn.q, attn.k, attn.v, attn.o.")
+    mlp: QatGrid = Field(default=QatGrid(), description="mlp.up, mlp.down.")
+    auxiliary: QatGrid = Field(default=QatGrid(), description="bigram.proj, ve.proj.")
+    below_scale: float = Field(
+        default=0.0, ge=0, le=1, description="Begin when the learning-rate multiplier falls below this; 0 = not by it."
+    )
+    after_share: float = Field(
+        default=0.0, ge=0, lt=1, description="Begin after this share of the run; unread where below_scale is set."
+    )
+    soft: SoftRoundConfig = Field(default=SoftRoundConfig(), description="How soft rounding hardens.")
+    allow_bits_mismatch: bool = Field(
+        default=False, description="Train for another grid than the one that `quantize` will use."
+    )
+
+    @property
+    def live(self) -> bool:
+        """Whether it does anything."""
+        return self.mode in {"ste", "soft"}
+
+    @model_validator(mode="after")
+    def _has_a_grid(self) -> Self:
+        if self.live and not (self.attention.bits or self.mlp.bits or self.auxiliary.bits):
+            raise ValueError(
+                f"qat.mode {self.mode!r} needs a grid; set qat.attention.bits, qat.mlp.bits or qat.auxiliary.bits"
+            )
+        return self
+
+
+class ComplementConfig(Strict):
+    """Complementary weighting (PR #1033): what bigrams of the tokens seen so far predict counts less in the loss.
+
+    weight = max(floor, 1 - alpha C[x, y] / (N[x] + 1)), with counts C, N of what this rank has trained on.
+    """
+
+    alpha: float = Field(default=0.0, ge=0, le=1, description="Strength; 0 = off, all weights 1.")
+    floor: float = Field(default=0.1, ge=0, le=1, description="Smallest weight.")
+    renormalise: bool = Field(default=False, description="Divide by the mean weight; the published loss does not.")
 
 
 class EmaConfig(Strict):
@@ -119,6 +199,12 @@ class Config(StageConfig):
     scalar: AdamConfig = Field(default=AdamConfig(lr=0.025), description="Gains, scales, gates and other vectors.")
     head: AdamConfig = Field(default=AdamConfig(lr=0.008), description="An untied output matrix.")
     clip_norm: float = Field(default=0.3, ge=0, description="Global gradient norm limit; 0 = no clipping.")
+    clip: Literal["after", "before"] = Field(
+        default="after", description="Clip the ranks' mean gradient, or each rank's own before the mean is taken."
+    )
+    z_loss: float = Field(default=0.0, ge=0, description="Weight of the mean squared log-partition in the loss.")
+    complement: ComplementConfig = Field(default=ComplementConfig(), description="Weights of targets in the loss.")
+    qat: QatConfig = Field(default=QatConfig(), description="Quantisation-aware training.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Learning-rate multiplier.")
     ema: EmaConfig = Field(default=EmaConfig(), description="Moving average of the weights.")
     snapshots: SnapshotConfig = Field(default=SnapshotConfig(), description="Warmdown snapshots.")

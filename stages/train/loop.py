@@ -12,11 +12,10 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from model.attention import choose_attention
 from model.batches import Batch, Spans, stream_batches
@@ -25,10 +24,12 @@ from model.gpt import GPT
 from model.init import initialise
 from stages.contract import Runtime, StageError
 from stages.train.checkpoint import Checkpoints, Progress
+from stages.train.complement import BigramWeights
 from stages.train.ema import Ema
 from stages.train.interrupts import Interrupted, Interrupts
-from stages.train.optimizers import Optimizers
-from stages.train.ranks import from_first_rank, mean_over_ranks
+from stages.train.objective import Objective, token_nats
+from stages.train.optimizers import Optimizers, clip, norms
+from stages.train.ranks import from_all_ranks, from_first_rank
 from stages.train.schedule import Schedule
 from stages.train.stopwatch import Stopwatch
 from stages.train.telemetry import Measured, Telemetry
@@ -40,6 +41,15 @@ if TYPE_CHECKING:
 WARM_UP_STEPS = 3  # before the clock starts; enough to compile every graph and to fill every cache
 MEASURED_STEPS = 3
 PROGRESS_EVERY_S = 0.5
+
+
+class Decision(NamedTuple):
+    """What depends on a clock or a signal, and so is decided by rank 0 for all, before every step."""
+
+    scale: float  # learning-rate multiplier of the next update
+    share: float  # of the run that is done
+    stop: bool
+    checkpoint: bool
 
 
 class Trainer:
@@ -75,12 +85,20 @@ class Trainer:
         initialise(self.model, seed)
         self.model.to(device)
         self.parameters = list(self.model.parameters())
-        self.optimizers = Optimizers(self.model, config, device)
+        self.optimizers = Optimizers(self.model, config, device, spans.rank, spans.world)
+        weighted = config.complement.alpha > 0
+        self.complement = BigramWeights(config.network.vocab, config.complement, device) if weighted else None
         self.ema = Ema(self.model.state_dict()) if config.ema.enabled else None
         self.telemetry = Telemetry([name for name, _ in self.model.named_parameters()], device)
         self.compiled = on_gpu if config.compile == "auto" else config.compile == "on"
-        self._token_nats = torch.compile(token_nats, fullgraph=True, dynamic=False) if self.compiled else token_nats
+        self._token_nats, self._losses = token_nats, Objective(config).losses
+        if self.compiled:
+            self._token_nats = torch.compile(self._token_nats, fullgraph=True, dynamic=False)
+            self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
+        self._has_terms = weighted or config.z_loss > 0  # so that loss and objective differ
+        self._hardness = torch.ones((), device=device)  # filled in place: a number would be compiled into the graph
         self._checkpoint_at = self._shown_at = time.monotonic()
+        self._checkpointed = 0  # the step of the last checkpoint, or of the one that was resumed from
 
     # ---- the run
 
@@ -96,6 +114,8 @@ class Trainer:
                 self.schedule = Schedule(self.config, self.progress.expected_steps)
                 return self._steps()
             except Interrupted as interrupted:
+                if self.complement:
+                    self.complement.rewind()
                 if self.interrupts.patient and self.progress.step:
                     self._checkpoint()
                 raise SystemExit(128 + interrupted.number) from interrupted
@@ -108,63 +128,98 @@ class Trainer:
         self._checkpoint_at = time.monotonic()
         self.clock.start(self.progress.train_s)
         while True:
-            scale, stop = self._decide()
-            if stop or self._validation_is_due():
+            decision = self._decide()
+            if decision.checkpoint:
+                self._checkpoint()
+            if decision.stop or self._validation_is_due():
                 self._validate()
-            if stop:
+            if decision.stop:
                 self.progress.train_s = self.clock.stop()
                 return "budget" if self.progress.step < self.config.steps else "steps"
-            self._train_step(batches, scale)
+            self._train_step(batches, decision)
 
-    def _decide(self) -> tuple[float, bool]:
-        """The learning-rate multiplier of the next step, and whether there is none. Rank 0 decides for all."""
+    def _decide(self) -> Decision:
+        """What rank 0 decides about the next step."""
         config, step, elapsed_s = self.config, self.progress.step, self.clock.elapsed_s()
         stop = step >= config.steps or (config.budget_s > 0 and elapsed_s >= config.budget_s)
-        mine = [self.schedule.scale(step, elapsed_s), float(stop), float(self.interrupts.number)]
-        scale, stop, number = from_first_rank(mine, self.spans.world)
+        due = time.monotonic() - self._checkpoint_at >= self.runtime.checkpoint_every_s
+        mine = Decision(
+            scale=self.schedule.scale(step, elapsed_s),
+            share=self.schedule.share(step, elapsed_s),
+            stop=stop,
+            checkpoint=due and step > self._checkpointed,
+        )
+        scale, share, stop, due, number = from_first_rank([*mine, float(self.interrupts.number)], self.spans.world)
         if number:
             raise Interrupted(int(number))
-        return scale, bool(stop)
+        return Decision(scale, share, bool(stop), bool(due))
 
-    def _train_step(self, batches: Iterator[Batch], scale: float) -> None:
-        loss, parameter_norms, gradient_norms = self.update(batches, self.progress.step, scale)
+    def _train_step(self, batches: Iterator[Batch], decision: Decision) -> None:
+        scale, share = decision.scale, decision.share
+        on_grid = self.progress.qat_steps > 0 or self.schedule.qat_is_due(self.progress.step, scale, share)
+        if on_grid:
+            self._hardness.fill_(self.schedule.qat_hardness(scale, share))
+        losses, parameter_norms, gradient_norms = self.update(batches, self.progress.step, scale, on_grid)
         if self.ema:
             self.ema.update(self.schedule.ema_decay)
+        self.progress.qat_steps += on_grid
         self.progress.step = step = self.progress.step + 1
-        self.telemetry.push(step, scale, loss, parameter_norms, gradient_norms)
+        self.telemetry.push(step, scale, losses, parameter_norms, gradient_norms)
         for measured in self.telemetry.ready():
             self._record(measured)
-        if self.runtime.rank == 0:
-            if self.schedule.snapshot_is_due(step, scale):
-                self._settle()  # nothing that is not finite may be kept
-                self.checkpoints.save_snapshot(step, self.model.state_dict(), weights_metadata(self.config.network))
-                self.progress.snapshots.append(step)
-            if time.monotonic() - self._checkpoint_at >= self.runtime.checkpoint_every_s:
-                self._checkpoint()
+        if self.runtime.rank == 0 and self.schedule.snapshot_is_due(step, scale):
+            self._settle()  # nothing that is not finite may be kept
+            self.checkpoints.save_snapshot(step, self.model.state_dict(), weights_metadata(self.config.network))
+            self.progress.snapshots.append(step)
         self._show()
 
-    def update(self, batches: Iterator[Batch], step: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-        """One optimizer step. Returns its loss [], and the norms of parameters (before) and gradients, [P] each."""
-        accumulation = self.spans.accumulation
-        total = torch.zeros((), device=self.device)
+    def update(
+        self, batches: Iterator[Batch], step: int, scale: float, on_grid: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One optimizer step; `on_grid`: with quantised weights.
+
+        Returns (mean nats, objective) [2], and the norms of parameters (before) and of unclipped gradients, [P] each.
+        """
+        config, accumulation = self.config, self.spans.accumulation
+        losses = torch.zeros(2, device=self.device)
         for _ in range(accumulation):
             self._stop_if_alone()
-            loss = self._nats(*_next(batches)).mean() / accumulation
-            loss.backward()
-            total += loss.detach()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        mean_over_ranks([*gradients, total], self.spans.world)
-        parameter_norms, gradient_norms = norms([p.detach() for p in self.parameters]), norms(gradients)
-        if self.config.clip_norm:
-            norm = torch.linalg.vector_norm(gradient_norms)
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+            inputs_BT, targets_BT = _next(batches)
+            losses += self._backward(inputs_BT, targets_BT, on_grid) / accumulation
+            if self.complement:
+                self.complement.count(inputs_BT, targets_BT)
+        parameter_norms = norms([p.detach() for p in self.parameters])
+        if config.clip == "before":
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            gradient_norms = norms(gradients)
+            clip(gradients, gradient_norms, config.clip_norm)
+            self.optimizers.reduce([losses, gradient_norms])
+        else:
+            self.optimizers.reduce([losses])
+            gradient_norms = self.optimizers.gradient_norms()
+            clip(self.optimizers.gradients(), gradient_norms, config.clip_norm)
         self.optimizers.set(scale, self.schedule.momentum(step))
         self.optimizers.step()
-        return total, parameter_norms, gradient_norms
+        if self.complement:
+            self.complement.finish_step()
+        return losses, parameter_norms, gradient_norms
+
+    def _backward(self, inputs_BT: Tensor, targets_BT: Tensor, on_grid: bool) -> Tensor:
+        """Add a micro-batch's share to the gradients; returns (mean nats, objective) [2]."""
+        weights_BT = self.complement.weights(inputs_BT, targets_BT) if self.complement else None
+        with self._autocast():
+            objective, nats = self._losses(
+                self.model, inputs_BT, targets_BT, weights_BT, self._hardness if on_grid else None
+            )
+        (objective / self.spans.accumulation).backward()
+        return torch.stack((nats, objective.detach()))
 
     def _nats(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with self._autocast():
             return self._token_nats(self.model, inputs_BT, targets_BT)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def _stop_if_alone(self) -> None:
         """React to a signal inside a step; several ranks stop together, between steps."""
@@ -184,8 +239,9 @@ class Trainer:
             return
         initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         batches = stream_batches(self.spans, self.device)
-        for step in range(WARM_UP_STEPS):
-            self.update(batches, step, scale=1.0)
+        for on_grid in (False, True) if config.qat.live else (False,):
+            for step in range(WARM_UP_STEPS):
+                self.update(batches, step, scale=1.0, on_grid=on_grid)
         if self.validation is not None:
             with torch.no_grad():
                 self._nats(*_next(batches))
@@ -194,6 +250,8 @@ class Trainer:
             self.progress.expected_steps = int(from_first_rank([min(allowed, config.steps)], self.spans.world)[0]) or 1
         self.model.load_state_dict(initial)
         self.optimizers.reset()
+        if self.complement:
+            self.complement.reset()
 
     def _step_s(self, batches: Iterator[Batch]) -> float:
         watch = Stopwatch(self.device)
@@ -212,23 +270,29 @@ class Trainer:
             self.optimizers.load(_below("optimizer/", tensors))
             if self.ema:
                 self.ema.load(_below("ema/", tensors))
+            if self.complement:
+                self.complement.load(tensors[f"complement/{self.spans.rank}"])
+            self._checkpointed = step
             torch.set_rng_state(tensors["rng/cpu"].clone())  # a view into a file may lie where torch cannot read it
         if self.runtime.rank == 0:
             self.checkpoints.forget_all_but(step)
 
     def _checkpoint(self) -> None:
-        """Keep the state after the last whole step; the writing goes on beside the next steps."""
+        """Keep the state after the last whole step; the writing goes on beside the next steps. All ranks take part."""
         self._settle()
+        optimizers = self.optimizers.state()
+        complements = from_all_ranks(self.complement.counts_VV, self.spans.world) if self.complement else []
+        self._checkpoint_at, self._checkpointed = time.monotonic(), self.progress.step
         if self.runtime.rank:
             return
         self.progress.train_s = self.clock.elapsed_s()
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizers.state().items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizers.items()}
+        tensors |= {f"complement/{rank}": counts_VV for rank, counts_VV in enumerate(complements)}
         if self.ema:
             tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state().items()}
         tensors["rng/cpu"] = torch.get_rng_state()
         self.checkpoints.save(self.progress, tensors)
-        self._checkpoint_at = time.monotonic()
 
     # ---- validation, curve, progress
 
@@ -257,6 +321,7 @@ class Trainer:
         self.progress.last = {
             "step": measured.step,
             "train_loss": round(measured.loss, 6),
+            **({"objective": round(measured.objective, 6)} if self._has_terms else {}),
             "lr_scale": round(measured.scale, 8),
             "gradient_norm": round(measured.gradient_norm, 6),
         }
@@ -281,18 +346,6 @@ class Trainer:
             self.runtime.report_progress(elapsed_s, config.budget_s, "s", step=step, **measures)
         else:
             self.runtime.report_progress(step, config.steps, "steps", **measures)
-
-
-def token_nats(model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """nats_BT of each target, in fp32."""
-    logits_BTV = model(inputs_BT)
-    nats = functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none")
-    return nats.view_as(targets_BT)
-
-
-def norms(tensors: list[Tensor]) -> Tensor:
-    """The Euclidean norm of each of P tensors, [P]."""
-    return torch.stack(torch._foreach_norm(tensors))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def weights_metadata(network: GPTConfig) -> dict[str, str]:

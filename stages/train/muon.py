@@ -51,6 +51,7 @@ class Muon(Optimizer):
     lr: step size, times `shape_scale`; set per step from outside, as is `momentum`.
     weight_decay: decoupled, times lr.
     steps, dtype: Newton-Schulz iterations and their arithmetic.
+    momentum_dtype: of the buffer, and of gradients on their way into it; None: as the gradients are.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class Muon(Optimizer):
         nesterov: bool = True,
         steps: int = 5,
         dtype: torch.dtype = torch.bfloat16,
+        momentum_dtype: torch.dtype | None = None,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "momentum_dtype": momentum_dtype}
         super().__init__(params, {**defaults, "nesterov": nesterov, "steps": steps, "dtype": dtype})
         for parameter in (p for group in self.param_groups for p in group["params"]):
             if parameter.ndim not in (2, 3):
@@ -79,11 +81,23 @@ class Muon(Optimizer):
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
+        gradient = gradient.to(group["momentum_dtype"] or gradient.dtype)
         if not state:
             state["momentum"] = torch.zeros_like(gradient)
-        buffer = state["momentum"].mul_(group["momentum"]).add_(gradient)
-        direction = gradient.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
         rows, columns = parameter.shape[-2:]
-        update = newton_schulz(direction.view(-1, rows, columns), group["steps"], group["dtype"])
-        update = (update * shape_scale(rows, columns)).view(parameter.shape).to(parameter.dtype)
-        parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+        update_NRC = direction(gradient.view(-1, rows, columns), state["momentum"].view(-1, rows, columns), group)
+        apply(parameter, update_NRC, group)
+
+
+def direction(gradient_NRC: Tensor, buffer_NRC: Tensor, group: dict[str, Any]) -> Tensor:
+    """Take the gradient into the buffer, and return the update of every matrix, for a learning rate of 1."""
+    buffer_NRC.mul_(group["momentum"]).add_(gradient_NRC)
+    ahead_NRC = gradient_NRC.add(buffer_NRC, alpha=group["momentum"]) if group["nesterov"] else buffer_NRC
+    update_NRC = newton_schulz(ahead_NRC, group["steps"], group["dtype"])
+    return update_NRC * shape_scale(*gradient_NRC.shape[-2:])
+
+
+def apply(parameter: Tensor, update_NRC: Tensor, group: dict[str, Any]) -> None:
+    """Decay the parameter, then step along the update."""
+    update = update_NRC.view(parameter.shape).to(parameter.dtype)
+    parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])

@@ -27,6 +27,15 @@ def sum_over_ranks(value: Tensor, world: int) -> Tensor:
     return value
 
 
+def from_all_ranks(value: Tensor, world: int) -> list[Tensor]:
+    """Every rank's `value`, by rank; they have one shape."""
+    if world == 1:
+        return [value]
+    found = [torch.empty_like(value) for _ in range(world)]
+    dist.all_gather(found, value)
+    return found
+
+
 def from_first_rank(values: Sequence[float], world: int) -> list[float]:
     """Rank 0's numbers on every rank: what depends on a clock, a signal or a disk must be decided once.
 

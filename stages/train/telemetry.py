@@ -25,6 +25,7 @@ class Measured(NamedTuple):
     step: int  # updates done, this one included
     scale: float  # learning-rate multiplier of the update
     loss: float  # mean nats per token of its batch, before the update
+    objective: float  # what the update minimised; the loss, unless that is weighted or has other terms
     gradient_norm: float  # global, before clipping
 
 
@@ -32,14 +33,15 @@ class Telemetry:
     """A queue of measurements; `names` are the parameters, in the order of the norms that `push` gets."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self._labels = [f"parameter {n}" for n in names] + ["the loss itself"] + [f"gradient of {n}" for n in names]
+        losses = ["the loss itself", "the objective"]
+        self._labels = [f"parameter {n}" for n in names] + losses + [f"gradient of {n}" for n in names]
         self._loss_at = len(names)
         self._lag = LAG if device.type == "cuda" else 0
         self._pending: deque[tuple[int, float, Tensor, torch.cuda.Event | None]] = deque()
 
-    def push(self, step: int, scale: float, loss: Tensor, parameter_norms: Tensor, gradient_norms: Tensor) -> None:
-        """Queue one step: its loss [], and the norms of all parameters (before the update) and gradients [P]."""
-        row = torch.cat((parameter_norms, loss.reshape(1), gradient_norms))
+    def push(self, step: int, scale: float, losses: Tensor, parameter_norms: Tensor, gradient_norms: Tensor) -> None:
+        """Queue one step: (loss, objective) [2], and the norms of parameters (before the update) and gradients [P]."""
+        row = torch.cat((parameter_norms, losses, gradient_norms))
         event = None
         if row.device.type == "cuda":
             host = torch.empty(row.shape, dtype=row.dtype, pin_memory=True)
@@ -65,5 +67,5 @@ class Telemetry:
                         f"{values[self._loss_at]}; lower the learning rates (train.muon.lr, train.embed.lr, "
                         "train.scalar.lr) or set train.clip_norm"
                     )
-            gradient_norm = math.hypot(*values[self._loss_at + 1 :])
-            yield Measured(step, scale, values[self._loss_at], gradient_norm)
+            loss, objective, *gradient_norms = values[self._loss_at :]
+            yield Measured(step, scale, loss, objective, math.hypot(*gradient_norms))

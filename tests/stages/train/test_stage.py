@@ -17,7 +17,7 @@ from model.gpt import GPT
 from model.shards import write_shard
 from model.weights import load_weights
 from stages.contract import Device, Runtime, StageError
-from stages.train import loop
+from stages.train import loop, objective
 from stages.train.config import Config
 from stages.train.stage import run
 
@@ -166,12 +166,12 @@ def test_a_rate_that_explodes_names_the_step_and_the_tensor(tiny, inputs, tmp_pa
 
 
 def test_a_nan_gradient_is_named_when_the_parameters_are_finite(tiny, inputs, tmp_path, runtime, monkeypatch):
-    whole = loop.token_nats
+    whole = objective.cross_entropy
 
-    def broken(model, inputs_BT, targets_BT):
-        return whole(model, inputs_BT, targets_BT) * (1 + 0 * torch.log(model.smear.gate[0] * 0))
+    def broken(logits_BTV, targets_BT):
+        return whole(logits_BTV, targets_BT) * (1 + 0 * torch.log(logits_BTV[0, 0, 0] * 0))
 
-    monkeypatch.setattr(loop, "token_nats", broken)
+    monkeypatch.setattr(objective, "cross_entropy", broken)
     with pytest.raises(StageError, match=r"at step 1 .* first in the loss itself \(nan\)"):
         train(tiny, inputs, tmp_path / "out", runtime, validation_tokens=0)
 

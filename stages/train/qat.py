@@ -1,0 +1,81 @@
+"""Quantisation-aware training: the forward pass computes with weights on their grid, masters and gradients stay fp32.
+
+The weights are replaced inside the traced function, by an argument: the plain and the quantised step are two graphs,
+both compiled before the clock starts, and no flag can be folded into either (the published runs' was, PR #417: their
+late QAT never ran). Grid, scales, codes and their way back are those of the quantiser (`model/grid.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from model.grid import Grid, dequantize, quantize, row_scales
+
+if TYPE_CHECKING:
+    from stages.train.config import QatConfig, QatGrid
+
+MEMBERS: dict[str, tuple[str, ...]] = {
+    "attention": ("attn.q", "attn.k", "attn.v", "attn.o"),
+    "mlp": ("mlp.up", "mlp.down"),
+    "auxiliary": ("bigram.proj", "ve.proj"),
+}
+
+
+class FakeQuantise:
+    """Which parameters are on which grid, and how they are rounded to it."""
+
+    def __init__(self, config: QatConfig) -> None:
+        groups: dict[str, QatGrid] = {name: getattr(config, name) for name in MEMBERS}
+        self._grids = {
+            member: Grid(bits=group.bits, floor=group.scale_floor, full_range=group.full_range)
+            for name, group in groups.items()
+            if group.bits
+            for member in MEMBERS[name]
+        }
+        self._form = config.soft.form if config.mode == "soft" else ""
+
+    def weights(self, model: nn.Module, hardness: Tensor) -> dict[str, Tensor]:
+        """The parameters that are on a grid, by name, as the forward pass shall see them.
+
+        hardness: [], how hard a soft rounding is; the straight-through one does not read it.
+        """
+        found: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if name in self._grids:
+                grid = self._grids[name]
+                found[name] = soft(parameter, grid, hardness, self._form) if self._form else hard(parameter, grid)
+        return found
+
+
+def hard(w: Tensor, grid: Grid) -> Tensor:
+    """w [..., R, C] rounded to the grid of its rows, exactly as stored; the gradient passes as if it were w."""
+    with torch.no_grad():
+        scale = row_scales(w.abs().amax(-1), grid)
+        stored = dequantize(quantize(w, scale, grid), scale).to(w.dtype)
+    return stored + (w - w.detach())  # 0 to the last bit, where w + (stored - w) would round once more
+
+
+def soft(w: Tensor, grid: Grid, hardness: Tensor, form: str) -> Tensor:
+    """w [..., R, C] on the way to its grid, by a formula whose own derivative is the gradient; scales are constants."""
+    with torch.no_grad():
+        scale = row_scales(w.abs().amax(-1), grid).float()[..., None]
+    codes = soft_round_sigmoid(w / scale, hardness) if form == "sigmoid" else soft_round_residual(w / scale, hardness)
+    return codes.clamp(grid.bottom, grid.top) * scale
+
+
+def soft_round_sigmoid(x: Tensor, a: Tensor) -> Tensor:
+    """floor + 1/2 + tanh(a (x - floor - 1/2)) / (2 tanh(a / 2)): x for small a, its rounding for large (PR #1232)."""
+    middle = x.detach().floor() + 0.5
+    return middle + torch.tanh(a * (x - middle)) / (2.0 * torch.tanh(a / 2.0))
+
+
+def soft_round_residual(x: Tensor, temperature: Tensor) -> Tensor:
+    """nearest + tanh((x - nearest) / T) / 2, as published (PR #1033).
+
+    For small T this is half a step beside the nearest code, where `soft_round_sigmoid` is on it.
+    """
+    nearest = x.detach().round()
+    return nearest + 0.5 * torch.tanh((x - nearest) / temperature)
