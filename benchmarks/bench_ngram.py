@@ -2,6 +2,11 @@
 
 The stream is of Zipf tokens over a vocabulary of 1,024, in which earlier passages come back: text has more repeats of
 short n-grams, this more distinct ones, so it is the expensive case. `extra_info` holds n-grams and bytes per token.
+
+Measured once on English text (12 million tokens of the challenge's 1,024-token vocabulary), order 5, CPU time of one
+thread: 0.6 to 1.1 us to count a token, 9 to 13 us to blend a target, 41 bytes per token at 1 million tokens and 26 at
+12 million. By that trend the 62,021,632 tokens of validation need some 1.3 GB and 90 s of counting on every rank, and
+130 s to blend an eighth of the targets.
 """
 
 from __future__ import annotations

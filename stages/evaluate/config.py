@@ -194,7 +194,7 @@ class MixerConfig(Strict):
     chunk_tokens: int = Field(
         default=32_768,
         ge=1,
-        description="Targets scored between updates (protocol sliding; ttt has its own chunks). Unit: tokens.",
+        description="Targets scored between updates; protocol ttt has its own chunks. Unit: tokens.",
     )
 
     @model_validator(mode="after")
@@ -237,7 +237,7 @@ class Config(StageConfig):
     pre_eval: PreEvalConfig = Field(
         default=PreEvalConfig(), description="Adaptation before scoring; read by protocol 'pre_eval' only."
     )
-    mixer: MixerConfig = Field(default=MixerConfig(), description="Blended expert, in protocols sliding and ttt.")
+    mixer: MixerConfig = Field(default=MixerConfig(), description="Blended expert, in all protocols but roundtrip.")
     temperature: float = Field(
         default=1.0, gt=0, description="Logits are divided by this before anything else; 1 = as they are."
     )
@@ -272,10 +272,10 @@ class Config(StageConfig):
             raise ValueError("tail_rescore belongs to overlapping windows; use protocol sliding or ttt, or drop it")
         if self.mixer.kind != "off" and self.protocol == "roundtrip":
             raise ValueError(
-                f"a mixer belongs to protocol sliding or ttt, whose windows overlap; mixer.kind is "
+                f"a mixer belongs to a protocol whose windows overlap, such as sliding; mixer.kind is "
                 f"{self.mixer.kind!r} and protocol is 'roundtrip'; change one of them"
             )
-        if self.mixer.kind != "off" and self.protocol == "sliding" and self.mixer.chunk_tokens < self.stride_tokens:
+        if self.mixer.kind != "off" and self.protocol != "ttt" and self.mixer.chunk_tokens < self.stride_tokens:
             raise ValueError(
                 f"mixer.chunk_tokens holds at least one stride of {self.stride_tokens}; got {self.mixer.chunk_tokens}"
             )

@@ -73,7 +73,7 @@ def test_a_temperature_changes_every_protocol(tmp_path, inputs, runtime):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"protocol": "roundtrip", "mixer": {"kind": "ngram"}}, "a mixer belongs to protocol sliding or ttt"),
+        ({"protocol": "roundtrip", "mixer": {"kind": "ngram"}}, "a mixer belongs to a protocol whose windows overlap"),
         ({"mixer": {"kind": "ngram", "chunk_tokens": 15}}, "at least one stride of 16; got 15"),
         ({"mixer": {"kind": "hashed"}}, "published_ngram"),
         ({"mixer": {"max_order": 1}}, "greater than or equal to 2"),
