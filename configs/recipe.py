@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from model.names import all_virtual_names, matching
+from configs.checks import CHECKS
 from stages.average.config import Config as AverageConfig
 from stages.bundle.config import Config as BundleConfig
 from stages.compress.config import Config as CompressConfig
@@ -60,10 +60,7 @@ class Recipe(Strict):
     evaluate: dict[Name, EvaluateConfig] = Field(default={}, description="One protocol per name.")
 
     @model_validator(mode="after")
-    def _selectors_match(self) -> Self:
-        """Globs name parameters that the network has: known before training, needed after it."""
-        known = all_virtual_names(self.train.network)
-        for part, protocol in self.evaluate.items():
-            for field, patterns in protocol.selectors():
-                matching(patterns, known, f"evaluate.{part}.{field}")
+    def _keeps_its_promises(self) -> Self:
+        for check in CHECKS:
+            check(self)
         return self

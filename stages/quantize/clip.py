@@ -21,13 +21,19 @@ if TYPE_CHECKING:
     from stages.quantize.rules import Rule
 
 
+def grid_of(rule: Rule) -> Grid:
+    """The grid of a rule's codes."""
+    return Grid(bits=rule.bits, floor=rule.scale_floor, full_range=rule.full_range)
+
+
 def scales_for(w_NRC: Tensor, rule: Rule, config: Config) -> tuple[Tensor, Tensor]:
     """(fp16 scale_NR, quantile_NR that each row was clipped at)."""
+    grid = grid_of(rule)
     if rule.clip == "search":
-        return search(w_NRC, config.search_quantiles, rule.grid, per_matrix=config.search_per == "matrix")
+        return search(w_NRC, config.search_quantiles, grid, per_matrix=config.search_per == "matrix")
     quantile = rule.quantile if rule.clip == "quantile" else 1.0
     (clip_NR,) = row_quantiles(w_NRC, [quantile])
-    return choose_scales(clip_NR, rule.grid), torch.full_like(clip_NR, quantile)
+    return choose_scales(clip_NR, grid), torch.full_like(clip_NR, quantile)
 
 
 def search(w_NRC: Tensor, quantiles: Sequence[float], grid: Grid, per_matrix: bool) -> tuple[Tensor, Tensor]:

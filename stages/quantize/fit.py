@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.grid import dequantize, quantize
-from stages.quantize.clip import scales_for
+from stages.quantize.clip import grid_of, scales_for
 from stages.quantize.prune import prune
 from stages.quantize.rules import Rule
 
@@ -45,7 +45,7 @@ def price(w_RC: Tensor, rule: Rule, config: Config) -> Choice:
     """A matrix under a rule."""
     pruned_1RC, _ = prune(w_RC[None], rule.prune)
     scale_1R, _ = scales_for(pruned_1RC, rule, config)
-    codes_1RC = quantize(pruned_1RC, scale_1R, rule.grid)
+    codes_1RC = quantize(pruned_1RC, scale_1R, grid_of(rule))
     error = float((dequantize(codes_1RC, scale_1R)[0] - w_RC).double().square().sum())
     norm = float(w_RC.double().square().sum())
     return Choice(rule.bits, entropy_bytes(codes_1RC) + 2 * scale_1R.numel(), error / norm if norm else 0.0)

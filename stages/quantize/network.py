@@ -16,7 +16,7 @@ from model.grid import quantize
 from model.names import virtual_names
 from model.quantized import Coded
 from stages.contract import StageError
-from stages.quantize.clip import scales_for
+from stages.quantize.clip import grid_of, scales_for
 from stages.quantize.errors import TensorError, clip_shares, compare
 from stages.quantize.fit import Choice, from_the_middle, least_error, price
 from stages.quantize.groups import Group, group_of
@@ -113,7 +113,7 @@ def quantize_tensor(
     if rule.bits >= 16:
         return _as_float(name, group, w, rule.bits, w_NRC.reshape(w.shape), pruned)
     scale_NR, quantile_NR = scales_for(w_NRC, rule, config)
-    codes_NRC = quantize(w_NRC, scale_NR, rule.grid)
+    codes_NRC = quantize(w_NRC, scale_NR, grid_of(rule))
     coded = Coded(codes_NRC.reshape(w.shape).cpu(), scale_NR.reshape(w.shape[:-1]).cpu(), rule.bits)
     stored = coded.dequantize().to(w.device)
     row = compare(name, group, w, stored, rule.bits, _floored_rows(coded, rule), clip_shares(quantile_NR), pruned)

@@ -1,6 +1,7 @@
 """Which rule stores which matrix: its group's, an override's, or the group's with the bits that a budget leaves.
 
-Rules are told by virtual names (`model/names.py`), one per layer of a bank: `blocks.8.attn.k`, `embed.tokens`.
+Rules are told by virtual names (`model/names.py`), one per layer of a bank: `blocks.8.attn.k`, `embed.tokens`. No torch
+here: a recipe is checked before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from model.grid import Grid
 from model.names import matching, virtual_names
 from stages.quantize.groups import Group, group_of
 
@@ -30,11 +30,6 @@ class Rule:
     scale_floor: float = 0.0
     full_range: bool = False
     prune: float = 0.0
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of its codes."""
-        return Grid(bits=self.bits, floor=self.scale_floor, full_range=self.full_range)
 
     def with_bits(self, bits: int) -> Rule:
         """The same clip and the same floor of the clip with other bits: a floor of 1/31 at 6 bits is 1/15 at 5."""

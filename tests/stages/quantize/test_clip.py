@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.grid import Grid, choose_scales, dequantize, quantize
-from stages.quantize.clip import row_quantiles, scales_for, search, squared_error
+from stages.quantize.clip import grid_of, row_quantiles, scales_for, search, squared_error
 from stages.quantize.config import Config, GroupConfig
 from stages.quantize.rules import Rule, rule_of
 
@@ -59,7 +59,7 @@ def test_search_per_matrix_is_the_published_one(seed):
     for w_RC, scale_R in zip(w_NRC, scale_NR, strict=True):
         codes_RC, want_R = published_search(w_RC)
         assert torch.equal(scale_R, want_R)
-        assert torch.equal(quantize(w_RC, scale_R, rule.grid), codes_RC)
+        assert torch.equal(quantize(w_RC, scale_R, grid_of(rule)), codes_RC)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

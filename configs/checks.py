@@ -1,0 +1,132 @@
+"""What a recipe asks for that its own other fields rule out, found before anything runs.
+
+Each check takes a whole recipe and raises ValueError: the rule with its field, what came, what is allowed. What
+concerns one stage alone is checked by that stage's own configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from model.names import all_virtual_names, matching, parameter_count, parameter_shapes, virtual_names
+from stages.quantize.rules import rules_for
+from stages.train.schedule import Schedule
+
+if TYPE_CHECKING:
+    from configs.recipe import Recipe
+    from stages.train.config import Config as TrainConfig
+
+LEAST_CODE_BITS = 1.0  # published matrices of this size take 3.7 to 5.3 bits per weight
+LEAST_FLOAT_SHARE = 0.5  # trained floats keep their mantissas' noise
+
+
+def selectors_match(recipe: Recipe) -> None:
+    """Globs name parameters that the network has: known before training, needed after it."""
+    known = all_virtual_names(recipe.train.network)
+    for part, protocol in recipe.evaluate.items():
+        for field, patterns in protocol.selectors():
+            matching(patterns, known, f"evaluate.{part}.{field}")
+
+
+def averages_exist(recipe: Recipe) -> None:
+    """`average` reads what training keeps, at intervals that fit into the run."""
+    train, kind = recipe.train, recipe.average.kind
+    if kind == "ema" and not train.ema.enabled:
+        raise ValueError(
+            "average.kind 'ema' reads the moving average; train.ema.enabled is false; set it to true, or choose raw, "
+            "swa or tight_swa"
+        )
+    if train.ema.enabled and train.ema.time_constant.steps > train.ema.time_constant.of:
+        horizon = train.ema.time_constant
+        raise ValueError(
+            f"train.ema.time_constant is at most the run's length, {horizon.of:g} steps; got {horizon.steps:g}; such "
+            "an average would be mostly initial weights; make it shorter"
+        )
+    if train.snapshots.every.steps > train.snapshots.every.of:
+        horizon = train.snapshots.every
+        raise ValueError(
+            f"train.snapshots.every is at most the run's length, {horizon.of:g} steps; got {horizon.steps:g}; "
+            "take copies more often"
+        )
+    if kind in ("swa", "tight_swa"):
+        _snapshots_suffice(recipe)
+
+
+def _snapshots_suffice(recipe: Recipe) -> None:
+    train, average = recipe.train, recipe.average
+    if not train.snapshots.every.steps:
+        raise ValueError(
+            f"average.kind {average.kind!r} is a mean of snapshots; train.snapshots.every.steps is 0, which takes "
+            "none; set it, or choose raw or ema"
+        )
+    taken = snapshots_taken(train)
+    if taken is None:
+        return
+    wanted = average.last if average.kind == "tight_swa" else 1
+    if taken < wanted:
+        raise ValueError(
+            f"average.kind {average.kind!r} needs {wanted} snapshots"
+            f"{' (average.last)' if average.kind == 'tight_swa' else ''}; a run of this length takes {taken} of them, "
+            f"where the learning rate is below {train.snapshots.below_scale:g} of its peak; take them more often "
+            "(train.snapshots.every), sooner (train.snapshots.below_scale), or ask for fewer"
+        )
+
+
+def snapshots_taken(train: TrainConfig) -> int | None:
+    """Snapshots of a run of the expected length at an even pace; None where only a measured speed would tell."""
+    steps = train.steps if train.schedule.clock == "steps" else train.expected_steps
+    if not steps:
+        return None
+    schedule = Schedule(train, train.expected_steps or steps)
+    step_s = train.budget_s / steps
+    scales = (schedule.scale(step, step * step_s) for step in range(steps))
+    return sum(schedule.snapshot_is_due(step, scale) for step, scale in enumerate(scales, 1))
+
+
+def overrides_match(recipe: Recipe) -> None:
+    """Each override of the quantiser speaks for matrices that exist, and no two for the same."""
+    rules_for(parameter_shapes(recipe.train.network), recipe.quantize)
+
+
+def codec_holds_codes(recipe: Recipe) -> None:
+    """The context coder holds integer codes."""
+    rules = rules_for(parameter_shapes(recipe.train.network), recipe.quantize).values()
+    if recipe.compress.codec == "rans" and all(rule.bits >= 16 for rule in rules):
+        raise ValueError(
+            "compress.codec 'rans' holds integer codes of 4 to 8 bits; every matrix is stored as floats "
+            f"(quantize.matrices.bits is {recipe.quantize.matrices.bits}); choose zstd, lzma or auto, or fewer bits"
+        )
+
+
+def archive_can_fit(recipe: Recipe) -> None:
+    """A network that is over the cap even at one bit per code is not trained first."""
+    if recipe.weigh.allow_oversize:
+        return
+    least = least_archive_bytes(recipe)
+    if least > recipe.weigh.cap_bytes:
+        raise ValueError(
+            f"code and model take at most weigh.cap_bytes {recipe.weigh.cap_bytes:,}; the archive of this network of "
+            f"{parameter_count(recipe.train.network):,} parameters takes {least:,} at the very least, with "
+            f"{LEAST_CODE_BITS:g} bit per coded weight and half of every float; make train.network smaller, store more "
+            "of it as codes (quantize), or set weigh.allow_oversize = true"
+        )
+
+
+def least_archive_bytes(recipe: Recipe) -> int:
+    """A floor of the archive's size, whatever is trained: one bit per coded weight, half of each float, no code.
+
+    It is an assumption and no theorem, since a network of zeros compresses to nothing; every trained one is far above.
+    """
+    shapes = parameter_shapes(recipe.train.network)
+    rules = rules_for(shapes, recipe.quantize)
+    bits = 0.0
+    for name, shape in shapes.items():
+        for virtual in (names := virtual_names(name, shape)):
+            size = math.prod(shape) / len(names)
+            width = rules[virtual].bits if virtual in rules else recipe.quantize.vector_bits
+            bits += size * (LEAST_CODE_BITS if width < 16 else LEAST_FLOAT_SHARE * width)
+    return int(bits / 8)
+
+
+CHECKS = (selectors_match, averages_exist, overrides_match, codec_holds_codes, archive_can_fit)

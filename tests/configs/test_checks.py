@@ -1,0 +1,119 @@
+"""Recipes that cannot work are refused before anything runs, with the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.checks import least_archive_bytes, snapshots_taken
+from configs.load import load_recipe, names
+from stages.contract import StageError
+
+
+def refused(recipe: str, *overrides: str, scale: str = "full") -> str:
+    with pytest.raises(StageError) as caught:
+        load_recipe(recipe, scale, overrides)
+    return str(caught.value)
+
+
+NETWORK = "train.network."
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "expected"),
+    [
+        # The network.
+        ("pr417", [f"{NETWORK}xsa_layers=[7, 11]"], ["xsa_layers", "0 .. 10", "[7, 11]", "11 is none"]),
+        ("pr417", [f"{NETWORK}value_embedding.layers=[9, 9]"], ["value_embedding.layers", "once", "[9, 9]"]),
+        ("pr398", [f"{NETWORK}heads=7"], ["heads must divide dim", "dim 512", "heads 7"]),
+        ("pr398", [f"{NETWORK}kv_heads=3"], ["kv_heads must divide heads", "kv_heads 3"]),
+        ("pr398", [f"{NETWORK}rope.dims=80"], ["rope.dims", "at most the head width 64", "80"]),
+        ("pr1033-recurrent", [f"{NETWORK}recurrence.layers=[4, 12]"], ["recurrence.layers", "0 .. 10", "12 is none"]),
+        ("pr1232", [f"{NETWORK}recurrence.layers=[0]"], ["value_residual", "recurrence.layers [0]"]),
+        # Bits and codecs.
+        ("pr398", ["quantize.matrices.bits=9"], ["quantize.matrices.bits", "4, 5, 6, 7, 8, 16 or 32", "9"]),
+        ("pr398", ["quantize.small.bits=8"], ["small.bits is 16 or 32", "8"]),
+        ("pr398", ["compress.codec=xz"], ["compress", "'xz' has levels 0 to 9", "22"]),
+        (
+            "base11",
+            ["compress.codec=rans", "quantize.matrices.bits=16", "quantize.embeddings.bits=16"],
+            ["compress.codec 'rans' holds integer codes", "quantize.matrices.bits is 16"],
+        ),
+        ("pr1232", ["quantize.fit.bits=[6, 5]"], ["fit.bits", "ascending", "[6, 5]"]),
+        # Globs.
+        ("pr398", ['quantize.overrides={ "*.mpl.up" = { bits = 5 } }'], ["'*.mpl.up'", "nearest", "mlp.up"]),
+        (
+            "pr417-int5",
+            ['quantize.overrides={ "blocks.3.*" = { bits = 5 } }'],
+            ["'*.mlp.*'", "'blocks.3.*'", "both match 'blocks.3.mlp"],
+        ),
+        ("pr1232", ["evaluate.ttt.ttt.freeze=['blok.0.*']"], ["evaluate.ttt.ttt.freeze", "'blok.0.*'", "nearest"]),
+        # Averages.
+        ("pr398", ["train.ema.enabled=false"], ["average.kind 'ema'", "train.ema.enabled is false", "raw, swa"]),
+        ("pr417", ["average.kind=ema"], ["average.kind 'ema'", "train.ema.enabled is false"]),
+        (
+            "pr398",
+            ["train.ema.time_constant={ steps = 9000, of = 7400 }"],
+            ["train.ema.time_constant", "at most the run's length, 7400 steps", "9000"],
+        ),
+        (
+            "pr417",
+            ["train.snapshots.every={ steps = 8000, of = 7090 }"],
+            ["train.snapshots.every", "at most the run's length, 7090 steps", "8000"],
+        ),
+        ("pr398", ["average.kind=swa"], ["average.kind 'swa'", "train.snapshots.every.steps is 0"]),
+        (
+            "pr417",
+            ["average.kind=tight_swa", "average.last=13"],
+            ["needs 13 snapshots (average.last)", "takes 12", "below 0.2"],
+        ),
+        ("pr417", ["train.snapshots.below_scale=0.001"], ["average.kind 'swa' needs 1", "takes 0"]),
+        # Size.
+        (
+            "pr398",
+            [f"{NETWORK}dim=2048", f"{NETWORK}mlp_hidden=6144"],
+            ["weigh.cap_bytes 16,000,000", "parameters takes", "1 bit per coded weight", "allow_oversize"],
+        ),
+        # Evaluation.
+        ("pr714", ["evaluate.ttt.ttt.chunk_tokens=1024"], ["ttt.chunk_tokens", "context_tokens 2048", "1024"]),
+        ("pr714", ["evaluate.sliding.stride_tokens=4096"], ["stride_tokens is at most", "2048", "4096"]),
+        # Techniques that exclude each other.
+        ("pr714", ["evaluate.ttt.ttt.lora.rank=8", "evaluate.ttt.ttt.freeze=['blocks.0.*']"], ["adapters", "freeze"]),
+        ("pr714", ["evaluate.roundtrip.mixer.kind=ngram"], ["mixer", "'roundtrip'"]),
+        ("pr398", ["average.seeds=[1, 2]"], ["average.seeds", "kind 'ema'", "[1, 2]"]),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name_before_anything_runs(recipe, overrides, expected):
+    message = refused(recipe, *overrides)
+    for part in expected:
+        assert part in message, (part, message)
+
+
+def test_the_snapshots_of_published_runs_are_foretold():
+    """Logged: 12 at steps 6500 .. 7050, and 23 at 5400 .. 6500."""
+    assert snapshots_taken(load_recipe("pr417").recipe.train) == 12
+    assert snapshots_taken(load_recipe("pr417-int5").recipe.train) == 23
+
+
+def test_a_run_whose_speed_is_not_known_is_not_judged():
+    assert snapshots_taken(load_recipe("pr417", "one-gpu").recipe.train) is None
+
+
+def test_the_floor_of_the_size_lies_well_below_every_published_archive():
+    for name in names("recipe"):
+        recipe = load_recipe(name).recipe
+        published = recipe.published.get("total_bytes", [])
+        for total in published if isinstance(published, list) else [published]:
+            assert 0.1 * total < least_archive_bytes(recipe) < 0.4 * total, name
+
+
+def test_more_floats_raise_the_floor_by_half_their_bytes(tmp_path: Path):
+    coded = load_recipe("pr398", "full", ["weigh.allow_oversize=true"]).recipe
+    floats = load_recipe("pr398", "full", ["quantize.matrices.bits=16", "weigh.allow_oversize=true"]).recipe
+    assert least_archive_bytes(floats) - least_archive_bytes(coded) == 25_952_256 * 7 // 8
+
+
+def test_what_is_over_the_cap_by_intent_is_not_refused():
+    overrides = [f"{NETWORK}dim=2048", f"{NETWORK}mlp_hidden=6144", "weigh.allow_oversize=true"]
+    assert load_recipe("pr398", "full", overrides).recipe.train.network.dim == 2048
