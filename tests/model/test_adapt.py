@@ -97,10 +97,20 @@ def test_weight_decay_shrinks_what_gets_no_gradient_by_lr_times_decay_per_step(o
     torch.testing.assert_close(model.bigram.embed.detach()[rows], before["bigram.embed"][rows] * (1 - 0.05) ** 2)
 
 
-def test_learning_rate_zero_changes_no_bit():
-    model = network()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "adamw", "low_rank": LowRankSettings(rank=2)},
+        {"low_rank": LowRankSettings(rank=2, reset="chunk")},
+        {"polyak_decay": 0.9},
+        {"fake_quantise": FakeQuantise(bits=4)},
+    ],
+)
+def test_learning_rate_zero_changes_no_bit(settings):
+    model = lively()
     before = state(model)
-    adapt(model, lr=0.0)
+    adapt(model, lr=0.0, **settings)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
 
 

@@ -28,7 +28,32 @@ PROTOCOLS = {
         "max_targets": 1800,
         "ttt": {"chunk_tokens": 512, "epochs": 2, "batch_sequences": 3, "lr": 0.05, "freeze": ("blocks.0.*",)},
     },
+    "adapters": {
+        "protocol": "ttt",
+        "batch_windows": 1,
+        "max_targets": 1800,
+        "ttt": {
+            "chunk_tokens": 512,
+            "epochs": 2,
+            "batch_sequences": 3,
+            "lr": 0.01,
+            "optimizer": "adamw",
+            "byte_weighted": True,
+            "polyak_decay": 0.5,
+            "lora": {"rank": 2},
+        },
+    },
+    "pre_eval": {
+        "protocol": "pre_eval",
+        "batch_windows": 1,
+        "max_targets": 1800,
+        "pre_eval": {
+            "first": {"epochs": 2, "lr": 0.05, "batch_sequences": 6, "lanes": 2, "microbatch_sequences": 2},
+            "second": {"epochs": 1, "lr": 0.01, "batch_sequences": 7, "order": "permutation", "optimizer": "adamw"},
+        },
+    },
 }
+STEPS = {"ttt": 3 * 2 * 3, "adapters": 3 * 2 * 3, "pre_eval": 2 * 5 + 4}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -43,10 +68,10 @@ def test_two_ranks_score_as_one(tmp_path, inputs, runtime, protocol):
     assert two["nats"] == pytest.approx(one["nats"], rel=1e-5)
     assert two_report["mixed_positions"] == one_report["mixed_positions"]
     assert (one_report["mixed_positions"] > 0) == (protocol == "mixed")
-    if protocol != "ttt":  # one window at a time: not even the shapes of matrix products differ
+    if protocol not in STEPS:  # one window at a time: not even the shapes of matrix products differ
         assert two["ledger_sha256"] == one["ledger_sha256"]
     else:
-        assert two["adaptation"]["steps"] == one["adaptation"]["steps"] == 3 * 2 * 3
+        assert two["adaptation"]["steps"] == one["adaptation"]["steps"] == STEPS[protocol]
     assert two_report["forward_tokens"] == one_report["forward_tokens"]
     for name in ("ledger.json", "rows.npy", "positions.json", "documents.json"):
         assert (tmp_path / "two" / "ledger" / name).is_file()

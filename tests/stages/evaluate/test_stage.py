@@ -92,6 +92,62 @@ def test_adaptation_trains_on_all_chunks_but_the_last_and_changes_the_score(tmp_
     assert sliding["adaptation"] == {}
 
 
+PRE_EVAL = {
+    "first": {"epochs": 3, "lr": 0.01, "optimizer": "adamw", "adapt": ("*.attn_scale", "*.mlp_scale")},
+    "second": {"epochs": 2, "lr": 0.05, "batch_sequences": 8, "lanes": 4, "microbatch_sequences": 3},
+}
+
+
+def test_adapting_before_scoring_carries_the_rules_that_it_breaks(tmp_path, inputs, runtime):
+    fields = {"max_targets": 2000, "drop_partial_row": True}
+    _, sliding, _ = evaluate(tmp_path, inputs, runtime, "sliding", protocol="sliding", **fields)
+    _, score, report = evaluate(tmp_path, inputs, runtime, "pre", protocol="pre_eval", pre_eval=PRE_EVAL, **fields)
+    assert [broken["rule"] for broken in score["rules_broken"]] == report["rules_broken"] == ["C3", "C1", "C4"]
+    assert score["bpb"] < sliding["bpb"] - 0.05
+    # 31 rows: one step of 32 for three epochs; lanes of 7 and 8 rows, two at a time, for two.
+    assert report["ttt_updates"] == score["adaptation"]["steps"] == 3 + 2 * 4
+    phases = score["adaptation"]["phases"]
+    everything = sum(t.numel() for t in load_weights(inputs["weights"] / "weights.safetensors")[0].values())
+    assert [phase["parameters"] for phase in phases] == [2 * 3 * 32, everything]
+    assert phases[1]["last_loss"] < phases[1]["first_loss"]
+
+
+def test_adapting_before_scoring_at_rate_zero_equals_sliding(tmp_path, inputs, runtime):
+    still = {"first": {"epochs": 1, "lr": 0.0}}
+    _, sliding, _ = evaluate(tmp_path, inputs, runtime, "sliding", protocol="sliding", max_targets=1000)
+    _, score, _ = evaluate(tmp_path, inputs, runtime, "pre", protocol="pre_eval", pre_eval=still, max_targets=1000)
+    assert score["ledger_sha256"] == sliding["ledger_sha256"]
+
+
+TECHNIQUES = {
+    "plain": {},
+    "adapters": {"lr": 0.02, "optimizer": "adamw", "lora": {"rank": 4}},
+    "adapters that forget": {"lr": 0.02, "optimizer": "adamw", "epochs": 4, "lora": {"rank": 4, "reset": "chunk"}},
+    "adapters of documents": {
+        "lr": 0.02, "optimizer": "adamw", "epochs": 8, "chunk_tokens": 64, "lora": {"rank": 4, "reset": "document"},
+    },
+    "shadow": {"polyak_decay": 0.5},
+    "bytes": {"byte_weighted": True},
+    "ramp": {"horizon_chunks": 4, "warmup_share": 0.3, "ramp_gain": 2.0},
+    "grid": {"fake_quantise": {"bits": 6, "full_range": True}},
+    "few": {"lr": 0.3, "adapt": ("blocks.2.*", "*.attn_scale"), "freeze": ("*.attn.k",)},
+}  # fmt: skip
+
+
+def test_each_way_to_adapt_beats_rate_zero_and_differs_from_the_others(tmp_path, inputs, runtime):
+    """At rate 0 each of them is the network as it was (tests/model/test_adapt.py), so one such run stands for all."""
+    fields = {"protocol": "ttt", "max_targets": 1500, "batch_windows": 16}
+    still = evaluate(tmp_path, inputs, runtime, "still", ttt={**TTT, "lr": 0.0}, **fields)[1]
+    scores = {
+        name: evaluate(tmp_path, inputs, runtime, name, ttt={**TTT, **settings}, **fields)[1]
+        for name, settings in TECHNIQUES.items()
+    }
+    gains = {name: still["bpb"] - score["bpb"] for name, score in scores.items()}
+    assert min(gains.values()) > 0.005, gains
+    assert len({score["nats"] for score in scores.values()}) == len(TECHNIQUES)
+    assert all(score["rules_broken"] == [] for score in scores.values())
+
+
 def test_shards_are_one_stream(tmp_path, inputs, runtime):
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -243,7 +299,7 @@ def test_weights_that_are_not_of_their_network_are_refused(tmp_path, inputs, run
 
 
 def test_freezing_a_parameter_that_is_not_there_is_refused(tmp_path, inputs, runtime):
-    with refused(r"'blocks\.3\.\*' matches none; nearest"):
+    with refused(r"ttt\.freeze names .*'blocks\.3\.\*' matches none; nearest"):
         evaluate(tmp_path, inputs, runtime, protocol="ttt", ttt={**TTT, "freeze": ("blocks.3.*",)})
 
 
@@ -262,11 +318,31 @@ def test_an_adaptation_that_diverges_is_refused_with_the_chunk(tmp_path, inputs,
             "at least one row of context_tokens 64",
         ),
         ({"protocol": "roundtrip", "tail_rescore": True}, "tail_rescore belongs to overlapping windows"),
+        ({"protocol": "ttt", "ttt": {"batch_sequences": 0}}, "greater than or equal to 1"),
+        ({"protocol": "ttt", "ttt": {"warmup_share": 0.1}}, "shares of a declared horizon; horizon_chunks is 0"),
+        ({"protocol": "ttt", "ttt": {"ramp_gain": 2.0}}, "shares of a declared horizon; horizon_chunks is 0"),
+        ({"ttt": {"lora": {"rank": 2}, "freeze": ("blocks.0.*",)}}, r"rank is 2 and ttt\.adapt or ttt\.freeze is set"),
+        ({"ttt": {"lora": {"reset": "chunk"}}}, r"only adapters forget; ttt\.lora\.reset is 'chunk'"),
+        ({"ttt": {"lora": {"rank": 2, "reset": "chunk"}, "polyak_decay": 0.9}}, r"polyak_decay is 0\.9; drop one"),
+        ({"ttt": {"fake_quantise": {"bits": 1}}}, r"fake_quantise\.bits is 0 \(off\) or 2 to 8"),
+        ({"protocol": "pre_eval"}, r"pre_eval\.first\.epochs is 0; set it"),
+        (
+            {"protocol": "ttt", "pre_eval": {"first": {"epochs": 2}}},
+            r"protocol is 'ttt' and pre_eval\.first\.epochs is 2",
+        ),
+        ({"pre_eval": {"first": {"lanes": 3}}}, "batch_sequences is 32, lanes is 3"),
+        ({"pre_eval": {"first": {"lanes": 2, "order": "permutation"}}}, "order is 'permutation' and lanes is 2; use 1"),
     ],
 )
 def test_a_protocol_that_cannot_be_is_refused_before_anything_is_read(fields, text):
     with pytest.raises(ValueError, match=text):
         Config(**fields)
+
+
+def test_a_phase_without_a_step_is_refused(tmp_path, inputs, runtime):
+    phases = {"first": {"epochs": 1, "batch_sequences": 32, "drop_tail": True}}
+    with refused(r"pre_eval\.first has 31 rows of 64 tokens for batches of 32; lower its batch_sequences"):
+        evaluate(tmp_path, inputs, runtime, protocol="pre_eval", pre_eval=phases, max_targets=2000)
 
 
 def test_tail_rescoring_needs_whole_rows(tmp_path, inputs, runtime):
