@@ -236,7 +236,8 @@ def our_changes(
     With `gradients` (published names), every step is by these, unclipped.
     """
     model = our_network(case, dtype)
-    config = changed(case.train, muon=changed(case.train.muon, dtype=newton_schulz))
+    muon = changed(case.train.muon, dtype=newton_schulz, momentum_dtype="float32")  # as the script's, bf16 replaced
+    config = changed(case.train, muon=muon)
     optimizers = Optimizers(model, config, torch.device("cpu"))
     optimizers.set(1.0, MOMENTUM)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
