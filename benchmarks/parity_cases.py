@@ -67,8 +67,9 @@ def narrow(network: GPTConfig, dim: int) -> GPTConfig:
     )
 
 
-def changed(train: Config, **fields: Any) -> Config:
-    return train.model_copy(update=fields)
+def changed(group: Any, **fields: Any) -> Any:
+    """A group of settings with other values, unchecked."""
+    return group.model_copy(update=fields)
 
 
 def cases_of(recipe: str) -> dict[str, Case]:
