@@ -10,13 +10,18 @@ import math
 from typing import TYPE_CHECKING
 
 from model.names import all_virtual_names, matching, parameter_count, parameter_shapes, virtual_names
-from stages.quantize.rules import rules_for
+from stages.quantize.rules import fitted_names, rules_for
 from stages.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from configs.recipe import Recipe
     from stages.train.config import Config as TrainConfig
 
+_QAT_MEMBERS = {
+    "attention": ("attn.q", "attn.k", "attn.v", "attn.o"),
+    "mlp": ("mlp.up", "mlp.down"),
+    "auxiliary": ("bigram.proj", "ve.proj"),
+}
 LEAST_CODE_BITS = 1.0  # published matrices of this size take 3.7 to 5.3 bits per weight
 LEAST_FLOAT_SHARE = 0.5  # trained floats keep their mantissas' noise
 
@@ -89,6 +94,31 @@ def overrides_match(recipe: Recipe) -> None:
     rules_for(parameter_shapes(recipe.train.network), recipe.quantize)
 
 
+def qat_trains_for_the_quantiser(recipe: Recipe) -> None:
+    """Quantisation-aware training rounds to the grid that `quantize` will use."""
+    qat, config = recipe.train.qat, recipe.quantize
+    if not qat.live or qat.allow_bits_mismatch:
+        return
+    shapes = parameter_shapes(recipe.train.network)
+    rules = rules_for(shapes, config)
+    fitted = set(fitted_names(shapes, config)) if config.fit.budget_bytes else set[str]()
+    for name, shape in shapes.items():
+        group = next((group for group, members in _QAT_MEMBERS.items() if name in members), "")
+        grid = getattr(qat, group) if group else None
+        if grid is None or not grid.bits:
+            continue
+        for virtual in virtual_names(name, shape):
+            rule = rules[virtual]
+            bits = config.fit.bits if virtual in fitted else (rule.bits,)
+            if grid.bits not in bits or not math.isclose(grid.scale_floor, rule.with_bits(grid.bits).scale_floor):
+                raise ValueError(
+                    f"train.qat trains for the grid that quantize will use; train.qat.{group} has bits {grid.bits} and "
+                    f"scale_floor {grid.scale_floor:g}, and {virtual} is stored with bits "
+                    f"{' or '.join(map(str, bits))} and scale_floor {rule.scale_floor:g}; make them equal, or set "
+                    "train.qat.allow_bits_mismatch = true"
+                )
+
+
 def codec_holds_codes(recipe: Recipe) -> None:
     """The context coder holds integer codes."""
     rules = rules_for(parameter_shapes(recipe.train.network), recipe.quantize).values()
@@ -129,4 +159,11 @@ def least_archive_bytes(recipe: Recipe) -> int:
     return int(bits / 8)
 
 
-CHECKS = (selectors_match, averages_exist, overrides_match, codec_holds_codes, archive_can_fit)
+CHECKS = (
+    selectors_match,
+    averages_exist,
+    overrides_match,
+    qat_trains_for_the_quantiser,
+    codec_holds_codes,
+    archive_can_fit,
+)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.checks import least_archive_bytes, snapshots_taken
+from configs.checks import _QAT_MEMBERS, least_archive_bytes, snapshots_taken
 from configs.load import load_recipe, names
 from stages.contract import StageError
+from stages.train.qat import MEMBERS
 
 
 def refused(recipe: str, *overrides: str, scale: str = "full") -> str:
@@ -18,6 +19,7 @@ def refused(recipe: str, *overrides: str, scale: str = "full") -> str:
 
 
 NETWORK = "train.network."
+QAT = ["train.qat.mode=ste", "train.qat.below_scale=0.1"]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,19 @@ NETWORK = "train.network."
             ["needs 13 snapshots (average.last)", "takes 12", "below 0.2"],
         ),
         ("pr417", ["train.snapshots.below_scale=0.001"], ["average.kind 'swa' needs 1", "takes 0"]),
+        # QAT.
+        (
+            "pr398",
+            [*QAT, "train.qat.mlp.bits=5"],
+            ["train.qat.mlp has bits 5", "blocks.0.mlp.up is stored with bits 6", "allow_bits_mismatch"],
+        ),
+        (
+            "pr398",
+            [*QAT, "train.qat.attention.bits=6"],
+            ["train.qat.attention", "scale_floor 0,", "scale_floor 0.0322581"],
+        ),
+        ("pr417-int5", [*QAT, "train.qat.attention.bits=6"], ["blocks.8.attn.k is stored with bits 16"]),
+        ("pr398", [*QAT, "train.qat.auxiliary.bits=6"], ["train.qat.auxiliary", "bigram.proj is stored with bits 16"]),
         # Size.
         (
             "pr398",
@@ -88,6 +103,24 @@ def test_what_cannot_work_is_refused_by_name_before_anything_runs(recipe, overri
     message = refused(recipe, *overrides)
     for part in expected:
         assert part in message, (part, message)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("pr417-int5", ["train.qat.mlp={ bits = 5, full_range = true }"]),
+        ("pr398", ["train.qat.mlp={ bits = 6, scale_floor = 0.03225806451612903 }"]),
+        ("pr1232", ["train.qat.mlp={ bits = 5, scale_floor = 0.06666666666666667 }"]),  # the budget may choose 5
+        ("pr398", ["train.qat.mlp.bits=4", "train.qat.allow_bits_mismatch=true"]),
+        ("pr398", ["train.qat.mode=declared_dead", "train.qat.mlp.bits=4"]),
+    ],
+)
+def test_quantisation_aware_training_on_the_quantisers_grid_is_accepted(recipe, overrides):
+    assert load_recipe(recipe, "full", [*QAT, *overrides]).recipe.train.qat.mlp.bits
+
+
+def test_the_names_of_quantisation_aware_groups_are_those_of_training():
+    assert _QAT_MEMBERS == MEMBERS
 
 
 def test_the_snapshots_of_published_runs_are_foretold():

@@ -341,6 +341,13 @@ def test_recipes_lists_what_can_run(fairway: Shell):
     listed = fairway.json("recipes")
     assert {"smoke", "one-gpu", "full"} <= set(listed["scales"])
     assert all(row["about"] for row in listed["recipes"])
+    rows = {row["name"]: row for row in listed["recipes"]}
+    assert {"name", "parameters", "techniques", "published", "verdict"} <= set(rows["pr714"])
+    assert rows["pr714"]["parameters"] == 27_124_828
+    assert rows["pr714"]["published"]["total_bytes"] == [16_064_457, 16_129_153, 16_064_549]
+    assert rows["pr714"]["verdict"].startswith("over the cap")
+    assert "xsa" in rows["pr714"]["techniques"]
+    assert rows["quickstart"]["verdict"] is None
 
 
 def test_a_terminal_gets_bars_and_tables_and_control_c_stops_within_seconds(fairway: Shell):
