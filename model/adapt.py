@@ -98,8 +98,7 @@ class Adapter:
                 batch = slice(begin, begin + size)
                 shares_RT = weights_RT[batch] / weights_RT[batch].sum().clamp_min(1e-6)
                 norms.append(self._stepper.step(inputs_RT[batch], targets_RT[batch], shares_RT, lr)[0])
-                if self._shadows:
-                    torch._foreach_lerp_(self._shadows, self._stepper.tensors, 1 - self._settings.polyak_decay)
+                self._follow()
         self._stepper.release()
         self._swap()
         if norms and not torch.stack(norms).isfinite().all():
@@ -128,7 +127,12 @@ class Adapter:
             weights_RT.view(-1)[targets:] = 0.0
         return inputs_RT, targets_RT, weights_RT
 
-    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the shadow towards the learned weights."""
+        if self._shadows:
+            for shadow, learned in zip(self._shadows, self._stepper.tensors, strict=True):
+                shadow.lerp_(learned, 1 - self._settings.polyak_decay)
+
     def _swap(self) -> None:
         """Exchange the learned weights and their shadow."""
         if not self._shadows:

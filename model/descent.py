@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.grid import Grid, choose_scales, dequantize, quantize
+from model.grid import Grid, dequantize, quantize, row_scales
 from model.names import BANKS, matching, virtual_names
 from model.windows import share
 
@@ -279,7 +279,7 @@ def _grid_of(network: nn.Module, settings: FakeQuantise, field: str) -> Callable
     def on_grid() -> Iterator[None]:
         kept = [part.view.clone() for part in parts]
         for part in parts:
-            scales = choose_scales(part.view.abs().amax(-1), grid)
+            scales = row_scales(part.view.abs().amax(-1), grid)
             part.view.copy_(dequantize(quantize(part.view, scales, grid), scales))
         try:
             yield
