@@ -10,6 +10,8 @@ from model.config import GPTConfig
 from stages.config import StageConfig, Strict
 from stages.contract import StageSpec
 
+MAX_PAIRED_VOCAB = 16_384  # 2 GiB of counts
+
 
 class Horizon(Strict):
     """A span of `steps` in a run of `of` steps. It scales with the run: a run half as long gets half the span."""
@@ -234,6 +236,11 @@ class Config(StageConfig):
             raise ValueError(
                 f"network.memory_tokens leaves room in a sequence, so it is below sequence_tokens "
                 f"{self.sequence_tokens}; got {self.network.memory_tokens}"
+            )
+        if self.complement.alpha and self.network.vocab > MAX_PAIRED_VOCAB:
+            raise ValueError(
+                f"complement counts vocab^2 pairs, so network.vocab is at most {MAX_PAIRED_VOCAB}; got "
+                f"{self.network.vocab}; set complement.alpha to 0, or use a smaller vocabulary"
             )
         if self.schedule.clock == "wall" and not self.budget_s:
             raise ValueError("schedule.clock 'wall' needs budget_s > 0; set train.budget_s or use clock 'steps'")

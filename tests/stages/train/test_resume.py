@@ -25,9 +25,12 @@ Job = Callable[..., Path]
 
 @pytest.fixture
 def long(tiny: dict[str, Any]) -> dict[str, Any]:
-    """60 steps with snapshots, validations and unlogged steps on both sides of most interruptions."""
+    """60 steps, everything that has a state on; snapshots and validations on both sides of most interruptions."""
     return {
         **tiny,
+        "complement": {"alpha": 0.5},
+        "muon": {"momentum_dtype": "bfloat16"},
+        "qat": {"mode": "soft", "attention": {"bits": 4}, "below_scale": 0.7},
         "steps": 60,
         "batch_tokens": 512,
         "log_every": 4,
@@ -73,6 +76,7 @@ def test_killed_then_terminated_it_ends_with_the_bytes_of_an_uninterrupted_run(l
     report = json.loads((job.parent / "report.json").read_text())
     assert report["resumed_from_step"] >= 31
     assert report["steps"] == 60
+    assert report["qat_steps"] == json.loads((whole.parent / "report.json").read_text())["qat_steps"] == 34
     assert len(steps_kept(kept)) == 2
 
 

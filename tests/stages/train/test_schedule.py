@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.train.config import Horizon
-from stages.train.schedule import ema_decay, interval, momentum, resolve, scale_by_clock, scale_by_steps
+from stages.train.schedule import ema_decay, fall, interval, momentum, resolve, scale_by_clock, scale_by_steps
 
 spans = st.floats(0, 1e5)
 
@@ -77,3 +77,15 @@ def test_momentum_meets_its_end_at_the_ramps_end():
 def test_a_decay_of_0_997_is_a_time_constant_of_a_third_of_a_thousand():
     assert ema_decay(1000 / 3) == pytest.approx(0.997)
     assert ema_decay(0.5) == ema_decay(0.0) == ema_decay(1.0) == 0.0
+
+
+def test_a_cosine_falls_over_the_same_span_from_one_to_zero():
+    assert [fall(left, "cosine") for left in (2.0, 1.0, 0.5, 0.0, -1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
+    assert fall(0.25, "cosine") == pytest.approx((1 - 2**-0.5) / 2)
+    scales = [scale_by_steps(step, 100, 0, 40, "cosine") for step in range(101)]
+    assert scales[:61] == [1.0] * 61
+    assert scales[80] == pytest.approx(0.5)
+    assert scales[100] == 0.0
+    assert scales == sorted(scales, reverse=True)
+    late = 7400, 7400 * 0.081, 600.0, 0, 3000
+    assert 0 < scale_by_clock(*late, "cosine") < scale_by_clock(*late)

@@ -113,6 +113,16 @@ def test_the_ema_is_the_running_mean_of_the_weights_after_each_step(tiny, inputs
         torch.testing.assert_close(found[name], mean[name], rtol=1e-5, atol=1e-6)
 
 
+def test_with_terms_in_the_loss_the_curve_tells_both_the_loss_and_what_was_minimised(tiny, inputs, tmp_path, runtime):
+    plain, _ = train(tiny, inputs, tmp_path / "a", runtime, steps=1)
+    _, out = train(tiny, inputs, tmp_path / "b", runtime, steps=12, z_loss=0.1, complement={"alpha": 1.0})
+    first, *_, last = [line for line in curve(out) if "objective" in line]
+    assert first["train_loss"] == plain["train_loss"]
+    # log Z starts at log 64: 0.1 * 4.16^2 = 1.73 more, less what the pairs of the first micro-step took off.
+    assert first["train_loss"] + 0.5 < first["objective"] < first["train_loss"] + 1.73
+    assert last["step"] == 12
+
+
 def test_averages_that_are_off_leave_empty_roles(tiny, inputs, tmp_path, runtime):
     off = {"ema": {"enabled": False}, "snapshots": {"every": {"steps": 0, "of": 1}}}
     _, out = train(tiny, inputs, tmp_path / "out", runtime, **off)
