@@ -1,0 +1,102 @@
+"""Whole runs whose store is on S3: cached, damaged, and stopped between any two calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toyriver import make_tree
+from toyrun import launch_here, request, run_in_one_thread, run_toy, write_recipe
+
+import flows.step
+from artifacts.backend import open_backend
+from artifacts.remote import FsspecBackend
+from artifacts.store import Store
+
+CALLS = ("read", "write", "create", "walk", "delete", "entry", "move", "upload", "download")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the toy recipe; the store's local folder lies in it too."""
+    write_recipe(tmp_path)
+    make_tree(tmp_path / "tree")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_a_second_run_finds_everything_and_starts_nothing(here: Path, s3_store: str):
+    first = run_toy(request(here, here / "tree", store=s3_store))
+    again = run_toy(request(here, here / "tree", store=s3_store))
+    assert {o.state for o in first} == {"ran"}
+    assert {o.state for o in again} == {"cached"}
+    assert Store.open(s3_store).verify() == []
+
+
+def test_a_flipped_byte_on_the_server_is_found_and_mended(here: Path, s3_store: str):
+    first = run_toy(request(here, here / "tree", store=s3_store))
+    archive = next(o.record for o in first if o.step.label == "compress").files[0]
+    backend = open_backend(s3_store)
+    path = f"objects/{archive.sha256[:2]}/{archive.sha256}"
+    backend.write(path, b"x" + backend.read(path)[1:])
+    assert [finding.path for finding in Store.open(s3_store).verify()] == [path]
+    # Another host, which has no copy of its own.
+    here.joinpath("cache").rename(here / "cache-of-the-first-host")
+    again = run_toy(request(here, here / "tree", store=s3_store, force=("evaluate",)))
+    assert "compress" in {o.step.label for o in again if o.state == "ran"}
+    assert {finding.kind for finding in Store.open(s3_store).verify()} <= {"dangling name"}
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
+    """From the `at`-th call on, nothing reaches the server any more; returns a counter of calls."""
+    count = 0
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if at and count >= at:
+                raise Died
+            return real(*given, **named)
+
+        return call
+
+    for name in CALLS:
+        monkeypatch.setattr(FsspecBackend, name, counted(getattr(FsspecBackend, name)))
+    return lambda: count
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the beating thread dies too
+def test_a_run_that_stops_between_store_calls_ends_well_when_it_runs_again(
+    here: Path, s3_store: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(flows.step, "launch", launch_here)
+    # A holder that died is taken for dead after a minute of silence; here after half a second.
+    monkeypatch.setattr(Store, "lease", partialmethod(Store.lease, time_limit_s=0.5))
+    with pytest.MonkeyPatch.context() as patch:
+        calls = stop_at(patch, 0)
+        whole = run_in_one_thread(request(here, here / "tree", store=f"{s3_store}/whole"))
+        points = calls()
+    expected = {o.record.key: (o.record.files, o.artifact) for o in whole}
+    tried = range(3, points, 29)
+    for at in tried:
+        asked = request(here, here / "tree", store=f"{s3_store}/{at}")
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(patch, at)
+            with pytest.raises(Died):
+                run_in_one_thread(asked)
+        assert Store.open(asked.store).verify() == [], at
+        again = run_in_one_thread(asked)
+        assert {o.record.key: (o.record.files, o.artifact) for o in again} == expected, at
+        assert Store.open(asked.store).verify() == [], at
+    sys.stdout.write(f"stopped at {len(tried)} of {points} calls\n")
