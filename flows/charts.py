@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, GRID, ACCENT, SECOND, WARN = "#1c2733", "#64748b", "#e2e8f0", "#0f766e", "#b45309", "#b91c1c"
 PALETTE = ("#0f766e", "#2dd4bf", "#b45309", "#fbbf24", "#475569", "#94a3b8", "#7c3aed", "#c4b5fd")
-STYLE = {
+STYLE: Any = {  # matplotlib names its keys as literals, which a plain dict of text is not
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
@@ -90,7 +90,9 @@ def loss_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
         scale = [(p["step"], p["lr_scale"]) for p in points if p.get("lr_scale") is not None]
         if scale:
             behind = axes.twinx()
-            behind.fill_between(*zip(*scale, strict=True), color="#cbd5e1", alpha=0.25, linewidth=0)
+            behind.fill_between(
+                [step for step, _ in scale], [at for _, at in scale], color="#cbd5e1", alpha=0.25, linewidth=0
+            )
             behind.set_ylim(0, 1.6)
             behind.set_yticks([])
             behind.grid(visible=False)

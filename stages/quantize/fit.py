@@ -83,9 +83,12 @@ def from_the_middle(
     count = max(layers.values(), default=-1) + 1
     outward = sorted(range(count), key=lambda layer: (abs(layer - count // 2), -layer))
     lowered = set[int]()
-    for layer in (None, *outward):
-        lowered |= {layer} if layer is not None else set()
-        chosen = {name: options[0 if layers[name] in lowered else -1] for name, options in choices.items()}
-        if sum(choice.bytes for choice in chosen.values()) <= budget:
+
+    def chosen() -> dict[str, Choice]:
+        return {name: options[0 if layers[name] in lowered else -1] for name, options in choices.items()}
+
+    for layer in outward:
+        if sum(choice.bytes for choice in chosen().values()) <= budget:
             break
-    return {name: choice.bits for name, choice in chosen.items()}
+        lowered.add(layer)
+    return {name: choice.bits for name, choice in chosen().items()}
