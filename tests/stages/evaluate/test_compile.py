@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from stages.evaluate.config import Config
 from stages.evaluate.stage import run
@@ -15,13 +16,31 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("protocol", ["sliding", "ttt"])
+TTT = {"chunk_tokens": 512, "epochs": 1, "lr": 0.05}
+PROTOCOLS = {
+    "sliding": {"protocol": "sliding"},
+    "ttt": {"protocol": "ttt", "ttt": TTT},
+    "few": {"protocol": "ttt", "ttt": {**TTT, "adapt": ("blocks.2.*", "*.attn_scale"), "polyak_decay": 0.5}},
+    "adapters": {"protocol": "ttt", "ttt": {**TTT, "lora": {"rank": 2}, "fake_quantise": {"bits": 6}}},
+    "pre_eval": {
+        "protocol": "pre_eval",
+        "pre_eval": {
+            "first": {"epochs": 2, "adapt": ("*.attn_scale",), "batch_sequences": 6, "microbatch_sequences": 4},
+            "second": {"epochs": 1, "lr": 0.05, "batch_sequences": 6},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_compiled_network_scores_as_the_eager_one(tmp_path, inputs, runtime, protocol):
+    """Weights are exchanged in place and phases free other parameters: neither may leave a stale graph behind."""
+    torch.compiler.reset()  # the limit of graphs per function counts those of the tests before
     scores = []
     for compile_ in ("off", "on"):
         config = Config(
-            protocol=protocol, context_tokens=64, stride_tokens=16, batch_windows=8, max_targets=1500,
-            compile=compile_, ttt={"chunk_tokens": 512, "epochs": 1, "lr": 0.05},
+            **PROTOCOLS[protocol], context_tokens=64, stride_tokens=16, batch_windows=8, max_targets=1500,
+            compile=compile_,
         )  # fmt: skip
         out = tmp_path / compile_
         out.mkdir()
