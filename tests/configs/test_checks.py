@@ -82,7 +82,7 @@ QAT = ["train.qat.mode=ste", "train.qat.below_scale=0.1"]
             [*QAT, "train.qat.attention.bits=6"],
             ["train.qat.attention", "scale_floor 0,", "scale_floor 0.0322581"],
         ),
-        ("pr417-int5", [*QAT, "train.qat.attention.bits=6"], ["blocks.8.attn.k is stored with bits 16"]),
+        ("pr417-int5", ["train.qat.allow_bits_mismatch=false"], ["blocks.8.attn.k is stored with bits 16"]),
         ("pr398", [*QAT, "train.qat.auxiliary.bits=6"], ["train.qat.auxiliary", "bigram.proj is stored with bits 16"]),
         # Size.
         (

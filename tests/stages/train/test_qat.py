@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
 
-from model.config import GPTConfig
+from model.config import BigramConfig, GPTConfig, ValueEmbeddingConfig
 from model.gpt import GPT
 from model.grid import Grid, choose_scales, dequantize, quantize
 from model.init import initialise
@@ -116,8 +116,6 @@ def test_groups_have_bits_of_their_own_and_the_others_stay():
 
 
 def test_every_member_is_a_parameter_of_some_network():
-    from model.config import BigramConfig, ValueEmbeddingConfig
-
     model = small(bigram=BigramConfig(buckets=8, dim=4), value_embedding=ValueEmbeddingConfig(layers=(1,), dim=4))
     names = {name for name, _ in model.named_parameters()}
     assert {member for members in MEMBERS.values() for member in members} <= names
