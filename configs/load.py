@@ -147,14 +147,18 @@ def parse_override(text: str) -> Table:
 
 
 def _only_resize(overlay: Table, layers: Sequence[Layer]) -> Table:
-    """A scale's overlay without what would switch on a feature of network or protocols that the recipe has off."""
+    """A scale's overlay without what would switch on a feature that the recipe has off."""
     merged: Table = {}
     for layer in layers:
         _merge(merged, layer.table, "", "", {})
     before = _defaults(merged.get("evaluate"))
     _merge(before, merged, "", "", {})
     resized = dict(overlay)
-    for stage, resize in (("train", _resize_network), ("evaluate", _resize_protocols)):
+    for stage, resize in (
+        ("train", _resize_network),
+        ("quantize", _resize_fit),
+        ("evaluate", _resize_protocols),
+    ):
         if isinstance(overlay.get(stage), dict) and isinstance(before[stage], dict):
             resized[stage] = resize(overlay[stage], before[stage])
     return resized
@@ -162,6 +166,10 @@ def _only_resize(overlay: Table, layers: Sequence[Layer]) -> Table:
 
 def _resize_network(train: Table, before: Table) -> Table:
     return {**train, "network": _present(train["network"], before.get("network"))} if "network" in train else train
+
+
+def _resize_fit(quantize: Table, before: Table) -> Table:
+    return {**quantize, "fit": _present(quantize["fit"], before.get("fit"))} if "fit" in quantize else quantize
 
 
 def _resize_protocols(evaluate: Table, before: Table) -> Table:

@@ -8,6 +8,7 @@ import pytest
 
 from configs.load import Layer, challenge, check, load_recipe, names, parse_override
 from stages.contract import StageError
+from stages.train.schedule import resolve
 
 RECIPES, SCALES = names("recipe"), names("scale")
 
@@ -98,6 +99,20 @@ def test_a_scale_resizes_what_a_protocol_does_and_switches_nothing_on(tmp_path: 
     assert epochs == [(0, 0), (0, 0), (3, 0)]
     assert protocols["before"].pre_eval.first.lr == 0.5
     assert loaded.origin("evaluate.cosine.ttt.lora.rank") == "scale s"
+
+
+def test_a_scale_resizes_a_budget_and_sets_none(tmp_path: Path) -> None:
+    scale = write(tmp_path, "s.toml", "[quantize]\nsmall_weights = 7\n[quantize.fit]\nbudget_bytes = 50000\n")
+    with_one, without = (load_recipe(name, scale, ["weigh.allow_oversize=true"]).recipe for name in ("pr1232", "pr398"))
+    assert (with_one.quantize.fit.budget_bytes, without.quantize.fit.budget_bytes) == (50_000, 0)
+    assert with_one.quantize.small_weights == without.quantize.small_weights == 7
+
+
+def test_the_average_of_smoke_is_longer_than_a_step() -> None:
+    for name in RECIPES:
+        train = load_recipe(name, "smoke").recipe.train
+        if train.ema.enabled:
+            assert resolve(train.ema.time_constant, train.steps) >= 2, name
 
 
 @pytest.mark.parametrize("text", ["[train.network]\ndimm = 3\n", "[train]\nnetwork = 3\n", "train = 3\n"])
