@@ -29,6 +29,7 @@ from stages.train.ema import Ema
 from stages.train.interrupts import Interrupted, Interrupts
 from stages.train.objective import Objective, token_nats
 from stages.train.optimizers import Optimizers, clip, norms
+from stages.train.qat import OnGrid
 from stages.train.ranks import from_all_ranks, from_first_rank
 from stages.train.schedule import Schedule
 from stages.train.stopwatch import Stopwatch
@@ -91,7 +92,8 @@ class Trainer:
         self.ema = Ema(self.model.state_dict()) if config.ema.enabled else None
         self.telemetry = Telemetry([name for name, _ in self.model.named_parameters()], device)
         self.compiled = on_gpu if config.compile == "auto" else config.compile == "on"
-        self._token_nats, self._losses = token_nats, Objective(config).losses
+        self._objective = Objective(config)
+        self._token_nats, self._losses = token_nats, self._objective.losses
         if self.compiled:
             self._token_nats = torch.compile(self._token_nats, fullgraph=True, dynamic=False)
             self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
@@ -182,10 +184,11 @@ class Trainer:
         """
         config, accumulation = self.config, self.spans.accumulation
         losses = torch.zeros(2, device=self.device)
+        quantised = OnGrid(self._objective.fake.scales(self.model), self._hardness) if on_grid else None
         for _ in range(accumulation):
             self._stop_if_alone()
             inputs_BT, targets_BT = _next(batches)
-            losses += self._backward(inputs_BT, targets_BT, on_grid) / accumulation
+            losses += self._backward(inputs_BT, targets_BT, quantised) / accumulation
             if self.complement:
                 self.complement.count(inputs_BT, targets_BT)
         parameter_norms = norms([p.detach() for p in self.parameters])
@@ -204,13 +207,11 @@ class Trainer:
             self.complement.finish_step()
         return losses, parameter_norms, gradient_norms
 
-    def _backward(self, inputs_BT: Tensor, targets_BT: Tensor, on_grid: bool) -> Tensor:
+    def _backward(self, inputs_BT: Tensor, targets_BT: Tensor, on_grid: OnGrid | None) -> Tensor:
         """Add a micro-batch's share to the gradients; returns (mean nats, objective) [2]."""
         weights_BT = self.complement.weights(inputs_BT, targets_BT) if self.complement else None
         with self._autocast():
-            objective, nats = self._losses(
-                self.model, inputs_BT, targets_BT, weights_BT, self._hardness if on_grid else None
-            )
+            objective, nats = self._losses(self.model, inputs_BT, targets_BT, weights_BT, on_grid)
         (objective / self.spans.accumulation).backward()
         return torch.stack((nats, objective.detach()))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from stages.train.qat import FakeQuantise
+from stages.train.qat import FakeQuantise, OnGrid
 
 if TYPE_CHECKING:
     from stages.train.config import Config
@@ -35,7 +35,7 @@ class Objective:
     def __init__(self, config: Config) -> None:
         self._z_loss = config.z_loss
         self._renormalise = config.complement.renormalise
-        self._fake = FakeQuantise(config.qat)
+        self.fake = FakeQuantise(config.qat)
 
     def losses(
         self,
@@ -43,14 +43,14 @@ class Objective:
         inputs_BT: Tensor,
         targets_BT: Tensor,
         weights_BT: Tensor | None = None,
-        hardness: Tensor | None = None,
+        on_grid: OnGrid | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(what is minimised [], mean nats per token []).
 
         weights_BT: how much each target counts; None: all the same.
-        hardness: [], for matrices on their grid (`FakeQuantise.weights`); None: as they are.
+        on_grid: compute with quantised weights; None: with the weights as they are.
         """
-        weights = {} if hardness is None else self._fake.weights(model, hardness)
+        weights = {} if on_grid is None else self.fake.weights(model, on_grid)
         logits_BTV = functional_call(model, weights, (inputs_BT,)) if weights else model(inputs_BT)
         nats_BT = cross_entropy(logits_BTV, targets_BT)
         loss = mean = nats_BT.mean()

@@ -2,12 +2,13 @@
 
 The weights are replaced inside the traced function, by an argument: the plain and the quantised step are two graphs,
 both compiled before the clock starts, and no flag can be folded into either (the published runs' was, PR #417: their
-late QAT never ran). Grid, scales, codes and their way back are those of the quantiser (`model/grid.py`).
+late QAT never ran). Grid, scales, codes and their way back are those of the quantiser (`model/grid.py`). Scales come
+from outside the graph, where their rounding to fp16 is kept: a compiler may fuse it away.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ MEMBERS: dict[str, tuple[str, ...]] = {
 }
 
 
+class OnGrid(NamedTuple):
+    """What the quantised step is told from outside its graph."""
+
+    scales: dict[str, Tensor]  # fp16 [..., R] by parameter name: the steps of every row's grid
+    hardness: Tensor  # [], how hard a soft rounding is; the straight-through one does not read it
+
+
 class FakeQuantise:
     """Which parameters are on which grid, and how they are rounded to it."""
 
@@ -37,33 +45,39 @@ class FakeQuantise:
         }
         self._form = config.soft.form if config.mode == "soft" else ""
 
-    def weights(self, model: nn.Module, hardness: Tensor) -> dict[str, Tensor]:
-        """The parameters that are on a grid, by name, as the forward pass shall see them.
+    @torch.no_grad()
+    def scales(self, model: nn.Module) -> dict[str, Tensor]:
+        """The scales of the parameters that are on a grid, for the weights as they are now."""
+        return {
+            name: row_scales(parameter.abs().amax(-1), self._grids[name])
+            for name, parameter in model.named_parameters()
+            if name in self._grids
+        }
 
-        hardness: [], how hard a soft rounding is; the straight-through one does not read it.
-        """
+    def weights(self, model: nn.Module, on_grid: OnGrid) -> dict[str, Tensor]:
+        """The parameters that are on a grid, by name, as the forward pass shall see them."""
         found: dict[str, Tensor] = {}
-        for name, parameter in model.named_parameters():
-            if name in self._grids:
-                grid = self._grids[name]
-                found[name] = soft(parameter, grid, hardness, self._form) if self._form else hard(parameter, grid)
+        for name, scale in on_grid.scales.items():
+            parameter, grid = model.get_parameter(name), self._grids[name]
+            if self._form:
+                found[name] = soft(parameter, scale, grid, on_grid.hardness, self._form)
+            else:
+                found[name] = hard(parameter, scale, grid)
         return found
 
 
-def hard(w: Tensor, grid: Grid) -> Tensor:
+def hard(w: Tensor, scale_R: Tensor, grid: Grid) -> Tensor:
     """w [..., R, C] rounded to the grid of its rows, exactly as stored; the gradient passes as if it were w."""
     with torch.no_grad():
-        scale = row_scales(w.abs().amax(-1), grid)
-        stored = dequantize(quantize(w, scale, grid), scale).to(w.dtype)
+        stored = dequantize(quantize(w, scale_R, grid), scale_R).to(w.dtype)
     return stored + (w - w.detach())  # 0 to the last bit, where w + (stored - w) would round once more
 
 
-def soft(w: Tensor, grid: Grid, hardness: Tensor, form: str) -> Tensor:
+def soft(w: Tensor, scale_R: Tensor, grid: Grid, hardness: Tensor, form: str) -> Tensor:
     """w [..., R, C] on the way to its grid, by a formula whose own derivative is the gradient; scales are constants."""
-    with torch.no_grad():
-        scale = row_scales(w.abs().amax(-1), grid).float()[..., None]
-    codes = soft_round_sigmoid(w / scale, hardness) if form == "sigmoid" else soft_round_residual(w / scale, hardness)
-    return codes.clamp(grid.bottom, grid.top) * scale
+    step = scale_R.to(w.dtype)[..., None]
+    codes = soft_round_sigmoid(w / step, hardness) if form == "sigmoid" else soft_round_residual(w / step, hardness)
+    return codes.clamp(grid.bottom, grid.top) * step
 
 
 def soft_round_sigmoid(x: Tensor, a: Tensor) -> Tensor:

@@ -35,6 +35,16 @@ def runtime(runtime: Runtime) -> Runtime:
 
 
 @pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Forget compiled graphs: torch keeps a few per function, and a process of the pipeline trains once."""
+    import torch
+
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, Path]:
     """Two shards of a noisy cycle over 64 ids, and a byte table in which every id is two bytes."""
     draw = np.random.default_rng(0)

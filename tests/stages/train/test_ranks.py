@@ -54,7 +54,7 @@ def gradients_of_rank(config: Config, inputs: dict[str, Path], runtime: Runtime,
     spans, _ = open_data(config, inputs, rank, 2)
     trainer = Trainer(config, spans, None, runtime, CPU, Checkpoints(runtime.checkpoints, "none"), seed=7)
     for micro_step in range(spans.accumulation):
-        trainer._backward(*spans.load(0, micro_step), on_grid=False)
+        trainer._backward(*spans.load(0, micro_step), on_grid=None)
     return trainer, [p.grad.clone() for p in trainer.parameters if p.grad is not None]
 
 

@@ -233,6 +233,7 @@ def test_bfloat16_stays_close_to_float32(tiny, inputs, tmp_path, runtime):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiling_starts_from_the_same_weights_and_data(tiny, inputs, tmp_path, runtime):
     _, eager = train(tiny, inputs, tmp_path / "a", runtime)
     _, compiled = train(tiny, inputs, tmp_path / "b", runtime, compile="on")
