@@ -1,25 +1,43 @@
-# Two targets with one install path, the lock: `docker build --target cpu .` and `docker build --target cuda .`.
-# Plain PyPI's torch for Linux carries CUDA; the CPU target takes the same version from an index of CPU builds, if one is
-# given: --build-arg TORCH_INDEX=... .
+# Two targets, one way to install: the same lock, by the same pip command, for a user without rights.
+#
+#   docker build --target cpu  -t fairway:cpu .      docker run --rm -v fairway-store:/store fairway:cpu run quickstart
+#   docker build --target cuda -t fairway:cuda .     docker run --rm --gpus all ... fairway:cuda run baseline --scale one-gpu
+#
+# They differ in where torch comes from only: plain PyPI has the CUDA build, torch's own index the CPU one.
 FROM python:3.11-slim AS base
-RUN apt-get update && apt-get install --yes --no-install-recommends make git gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home fairway && mkdir /app && chown fairway /app
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+# git: the commit goes into every record. A compiler: torch.compile asks for one.
+RUN apt-get update && apt-get install -y --no-install-recommends git gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/* \
+ && useradd --create-home --uid 1000 fairway && mkdir /store /app && chown fairway /store /app
 USER fairway
 WORKDIR /app
-ENV PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 PIP_NO_CACHE_DIR=1
+RUN python -m venv .venv
+ENV PATH=/app/.venv/bin:$PATH
+COPY --chown=fairway requirements.lock pyproject.toml ./
 
-FROM base AS cpu
-ARG TORCH_INDEX=""
-COPY --chown=fairway requirements.lock ./
-RUN python -m venv .venv && if [ -n "$TORCH_INDEX" ]; then \
-      .venv/bin/python -m pip install --quiet --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements.lock)"; fi
-COPY --chown=fairway . .
-RUN make install
-ENTRYPOINT [".venv/bin/fairway"]
-CMD ["doctor"]
+FROM base AS install-cpu
+RUN version="$(sed -n 's/^torch==//p' requirements.lock)" \
+ && pip install "torch==$version" --index-url https://download.pytorch.org/whl/cpu \
+ && pip install -r requirements.lock
 
-FROM base AS cuda
+FROM base AS install-cuda
+RUN pip install -r requirements.lock
+
+FROM install-cuda AS cuda
 COPY --chown=fairway . .
-RUN make install
-ENTRYPOINT [".venv/bin/fairway"]
-CMD ["doctor"]
+RUN pip install --no-deps --no-build-isolation -e .
+# The store is `.fairway` in the folder that a command starts in.
+VOLUME /store
+WORKDIR /store
+ENTRYPOINT ["fairway"]
+CMD ["run", "quickstart"]
+
+# The last target is what `docker build .` makes.
+FROM install-cpu AS cpu
+COPY --chown=fairway . .
+RUN pip install --no-deps --no-build-isolation -e .
+# The store is `.fairway` in the folder that a command starts in.
+VOLUME /store
+WORKDIR /store
+ENTRYPOINT ["fairway"]
+CMD ["run", "quickstart"]

@@ -20,6 +20,7 @@ from prefect import Task, flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -73,7 +74,14 @@ def stage_task(stage: str) -> Task[..., Any]:
     return task(name=stage, task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False)(_do)
 
 
-@flow(name="fairway", flow_run_name="{recipe} {scale} seed {seed}", persist_result=False, validate_parameters=False)
+def run_name() -> str:
+    """`quickstart full seed 1337`, for lists of runs."""
+    asked = flow_run.parameters
+    seed = "" if asked["seed"] is None else f" seed {asked['seed']}"
+    return f"{asked['recipe']} {asked['scale']}{seed}"
+
+
+@flow(name="fairway", flow_run_name=run_name, persist_result=False, validate_parameters=False)
 def fairway(
     recipe: str = "quickstart",
     scale: str = "full",
