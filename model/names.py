@@ -13,8 +13,10 @@ import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from model.config import GPTConfig
+if TYPE_CHECKING:
+    from model.config import GPTConfig
 
 BANKS = ("attn.", "mlp.", "block.")  # parameters with one slice per layer along their first dimension
 
