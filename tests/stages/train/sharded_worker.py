@@ -41,6 +41,7 @@ def main() -> None:
     if rank == 0:
         save_weights(folder / "end.safetensors", dict(model.named_parameters()) | {"norms": torch.stack(norms)})
         save_weights(folder / "state.safetensors", whole)
+    dist.barrier()  # gloo aborts a rank whose peer goes away while it still listens
     dist.destroy_process_group()
 
 
