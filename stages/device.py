@@ -83,5 +83,6 @@ def process_group(runtime: Runtime, device: torch.device) -> Iterator[None]:
     )
     try:
         yield
+        dist.barrier()  # gloo aborts a rank whose peer goes away while it still listens
     finally:
         dist.destroy_process_group()
