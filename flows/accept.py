@@ -108,7 +108,7 @@ def _compare(prepared: Prepared, stage: str, before: Identity, after: Identity) 
 
 def _compare_step(step: Step, session: Session, before: Identity, after: Identity) -> dict[str, str]:
     """The digest of each role, equal on both sides."""
-    made_by = [_digests(step, replace(session, identity=identity)) for identity in (before, after)]
+    made_by = [_digests(step, replace(session, identity=identity, stages=())) for identity in (before, after)]
     differing = [role for role, digest in made_by[0].items() if made_by[1][role] != digest]
     if differing:
         raise StageError(

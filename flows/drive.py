@@ -35,30 +35,37 @@ class Outputs(Mapping[StepId, "tuple[File, ...] | None"]):
 
     def __init__(self) -> None:
         self._pending: dict[StepId, Pending] = {}
+        self._known: dict[StepId, Outcome] = {}  # asking a Prefect future takes milliseconds each time
 
     def add(self, step: StepId, pending: Pending) -> None:
         """Note a submitted step."""
         self._pending[step] = pending
+
+    def wait(self, step: StepId) -> Outcome:
+        """Wait for a step; raises what it raised."""
+        if step not in self._known:
+            self._known[step] = self._pending[step].result()
+        return self._known[step]
 
     def outcomes(self) -> list[Outcome]:
         """Wait for all, in river order; the first error is raised when every step has ended."""
         errors = self.settle()
         if errors:
             raise errors[0]
-        return [pending.result() for pending in self._pending.values()]
+        return [self.wait(step) for step in self._pending]
 
     def settle(self) -> list[Exception]:
         """Wait until nothing runs any more. Errors that say something come before mere interruptions."""
         errors: list[Exception] = []
-        for pending in self._pending.values():
+        for step in self._pending:
             try:
-                pending.result()
+                self.wait(step)
             except Exception as error:  # noqa: BLE001 - collected, and raised by whoever asked
                 errors.append(error)
         return sorted(errors, key=lambda error: isinstance(error, Interrupted))
 
     def __getitem__(self, step: StepId) -> tuple[File, ...] | None:
-        return self._pending[step].result().record.files
+        return self.wait(step).record.files
 
     def __iter__(self) -> Iterator[StepId]:
         return iter(list(self._pending))
@@ -116,10 +123,9 @@ def _flow(recipe: Recipe, outside: Outside, session: Session, submit: Submit, un
         for step in river(recipe, session.seed, outside, outputs):
             if order.index(step.stage) > last:
                 break
-            pending = submit(step)
-            outputs.add(step.id, pending)
+            outputs.add(step.id, submit(step))
             if not step.config.SPEC.mapped:
-                pending.result()  # nothing below may start in vain: an archive over the cap is not worth scoring
+                outputs.wait(step.id)  # nothing below may start in vain: an archive over the cap is not worth scoring
     except Exception:
         outputs.settle()
         raise

@@ -27,6 +27,7 @@ from flows.river import Input, Outside
 from flows.rundoc import RunDocument, mark_crashed
 from flows.session import Event, Session
 from flows.slots import Slots
+from flows.snapshot import Packed
 from flows.source import bundle_source
 from stages.contract import StageError
 
@@ -114,6 +115,8 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
             provenance=cache(lambda: capture(request.source_root, list(request.argv))),
             tell=tell,
             force=frozenset(request.force),
+            stages=order,
+            packed=Packed(identity.tree.root, outside.source.files),
             frozen=frozenset(order[: order.index(request.start)] if request.start else ()),
             deadline_s=request.stage_limit_s,
             grace_s=request.grace_s,

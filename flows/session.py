@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from flows.launch import GRACE_S, Progress
 from flows.river import Step, StepId
 from flows.rundoc import RunDocument
 from flows.slots import Slots
+from flows.snapshot import Frozen, Packed
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,21 @@ class Session:
     deadline_s: float | None = None
     grace_s: float = GRACE_S
     done: dict[StepId, Outcome] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()  # all that may run, so that their source is of one moment
+    packed: Packed | None = None  # what `bundle` reads
+    _frozen: Frozen | None = None
     # Closures are remembered as they are computed; and CPython 3.11 can fail when two threads are in `ast.parse`.
     parsing: threading.Lock = field(default_factory=threading.Lock)
+
+    def frozen_tree(self, stage: str) -> Frozen:
+        """The source as keyed: copied when the first stage of this run runs, for all that may run."""
+        with self.parsing:
+            if self._frozen is None or self._frozen.identity is not self.identity:
+                root = Path(tempfile.mkdtemp(prefix="tree-", dir=self.scratch))
+                self._frozen = Frozen(self.identity, root, self.packed)
+                self._frozen.add(self.stages)
+            self._frozen.add([stage])
+            return self._frozen
 
     def key(self, step: Step) -> tuple[str, Components]:
         """The step's key and what it was made of."""

@@ -1,4 +1,4 @@
-"""What a run looks like while it goes on: live bars for people, plain lines for logs; and its result at the end."""
+"""What a run looks like as plain text: a line per event, and its result at the end. For bars see `live.py`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import sys
 import time
 from collections.abc import Mapping
 from typing import IO, Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from flows import launch
 from flows.session import Event, Outcome
@@ -41,39 +38,6 @@ class PlainRun:
             self._told[event.label] = now
         self._out.write(f"{event.label:<22} {describe(event)}\n")
         self._out.flush()
-
-
-class LiveRun:
-    """A bar per running stage, with rate and remaining time; finished stages become lines above."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description:<22}"),
-            BarColumn(24),
-            TextColumn("{task.fields[says]}"),
-        )
-        self._bars = Progress(*columns, console=console, transient=True, refresh_per_second=8)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> LiveRun:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *ended: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, event: Event) -> None:
-        """Show one event."""
-        if event.kind == "start":
-            self._tasks[event.label] = self._bars.add_task(event.label, total=None, says="")
-        elif event.kind == "progress" and event.progress is not None and event.label in self._tasks:
-            p = event.progress
-            self._bars.update(self._tasks[event.label], completed=p.done, total=p.total, says=describe(event))
-        else:
-            if event.kind in ("done", "failed") and event.label in self._tasks:
-                self._bars.remove_task(self._tasks.pop(event.label))
-            self._bars.console.print(f"{event.label:<22} {describe(event)}", markup=False, highlight=False)
 
 
 def describe(event: Event) -> str:

@@ -1,7 +1,8 @@
-"""The keyed code is the code that runs: a stage's process starts from a copy of its import closure and nothing else.
+"""The keyed code is the code that runs: stages start from a copy that is made when a run begins to work.
 
-So a file edited while a run is going on cannot slip into a stage whose key was made before, and a module that the key
-does not know cannot be imported at all. The copy goes into the store too, where `why` and `accept` find it again.
+So a file that is edited while a run goes on cannot slip into a stage whose key was made before; the edit waits for the
+next run. Each stage's process sees its own import closure and nothing else: a module that the key does not know cannot
+be imported. That closure goes into the store too, where `why` and `accept` find it again.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts.digest import hash_file
+from artifacts.record import File
 from artifacts.store import Store
 from flows.closure import SourceTree
 from flows.identity import Identity
@@ -26,20 +30,57 @@ class Snapshot:
     sha256: str  # of the archive in the store
 
 
-def snapshot(identity: Identity, stage: str, root: Path, store: Store) -> Snapshot:
-    """Copy the closure of `stage` to `root` and store it. StageError if it is no longer what was keyed."""
-    closure = identity.closure(stage)
-    for path, file in closure.files.items():
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
-    if SourceTree(root).stage(stage).digests != closure.digests:
-        raise StageError(
-            f"a stage runs the code that its key was made of; {stage} was edited while the run went on; run it again"
-        )
+@dataclass(frozen=True)
+class Packed:
+    """Files of the source tree that a stage reads as its input."""
+
+    tree: Path
+    files: tuple[File, ...]
+
+
+class Frozen:
+    """A copy of the tree at one moment, stage by stage. StageError if a copy is no longer what was keyed."""
+
+    def __init__(self, identity: Identity, root: Path, packed: Packed | None = None) -> None:
+        self.identity, self.root = identity, root / "stages"
+        self.packed = root / "packed"  # apart: the tree that is packed need not be the one that runs
+        self._stages: set[str] = set()
+        if packed is None:
+            return
+        for file in packed.files:
+            copy_files([file.path], packed.tree, self.packed)
+            if hash_file(self.packed / file.path) != (file.sha256, file.bytes):
+                raise _edited(file.path)
+
+    def add(self, stages: Iterable[str]) -> None:
+        """Copy the closures of stages that are not there yet."""
+        closures = {stage: self.identity.closure(stage) for stage in stages if stage not in self._stages}
+        for closure in closures.values():
+            copy_files(closure.files, self.identity.tree.root, self.root)
+        for stage, closure in closures.items():
+            if SourceTree(self.root).stage(stage).digests != closure.digests:
+                raise _edited(stage)
+        self._stages |= closures.keys()
+
+
+def _edited(what: str) -> StageError:
+    return StageError(f"a run sees one state of the source; {what} was edited while the run began; run it again")
+
+
+def snapshot(frozen: Frozen, stage: str, root: Path, store: Store) -> Snapshot:
+    """A stage's closure, from the frozen tree, in a folder of its own and in the store."""
+    paths = sorted(frozen.identity.closure(stage).files)
+    copy_files(paths, frozen.root, root)
     archive = root.with_suffix(".tar")
-    archive.write_bytes(pack(root, sorted(closure.files)))
+    archive.write_bytes(pack(root, paths))
     return Snapshot(root, store.put_file(archive).sha256)
+
+
+def copy_files(paths: Iterable[str], source: Path, target: Path) -> None:
+    """Copy files of one tree to another."""
+    for path in paths:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, target / path)
 
 
 def pack(root: Path, paths: list[str]) -> bytes:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.digest import hash_file
-from artifacts.record import File, Record
+from artifacts.record import Record
 from artifacts.records import Published
 from flows.identity import Components
 from flows.launch import Interrupted, Job, Watch, launch
@@ -23,7 +22,7 @@ from flows.mirror import Mirror
 from flows.river import Step
 from flows.rundoc import utc_now
 from flows.session import Event, Outcome, Session
-from flows.snapshot import snapshot
+from flows.snapshot import copy_files, snapshot
 from stages.contract import Device, StageError
 
 FULLY_VERIFIED = ("evaluate",)  # a score must never rest on a stamp: every byte is hashed again
@@ -108,9 +107,9 @@ def made(
     folder = session.scratch / f"{step.label.replace('[', '-').strip(']')}-{key[:8]}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        with session.parsing:
-            source = snapshot(session.identity, step.stage, folder / "source", session.store)
-        inputs = _lay_out(step, folder / "inputs", session)
+        tree = session.frozen_tree(step.stage)
+        source = snapshot(tree, step.stage, folder / "source", session.store)
+        inputs = _lay_out(step, folder / "inputs", tree.packed, session)
         device = Device(**step.device.model_dump()) if step.device else Device()
         checkpoints = folder / "checkpoints"
         if mirror is not None:
@@ -148,7 +147,7 @@ def _watch(step: Step, session: Session) -> Watch:
     )
 
 
-def _lay_out(step: Step, root: Path, session: Session) -> Mapping[str, Path]:
+def _lay_out(step: Step, root: Path, packed: Path, session: Session) -> Mapping[str, Path]:
     """Read-only folders of the step's inputs. Roles without files lie outside: the stage reads them where they are."""
     folders: dict[str, Path] = {}
     for role, given in step.inputs.items():
@@ -158,20 +157,8 @@ def _lay_out(step: Step, root: Path, session: Session) -> Mapping[str, Path]:
             session.store.fetch(given.files, folders[role], verify=verify)
         elif given.files:
             folders[role] = root / role
-            _copy_source(given.files, session.identity.tree.root, folders[role])
+            copy_files((file.path for file in given.files), packed, folders[role])
     return folders
-
-
-def _copy_source(files: tuple[File, ...], tree: Path, folder: Path) -> None:
-    """Files that no stage made come from the source tree."""
-    for file in files:
-        target = folder / file.path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tree / file.path, target)
-        if hash_file(target) != (file.sha256, file.bytes):
-            raise StageError(
-                f"a run sees one state of the source; {file.path} was edited while it went on; run it again"
-            )
 
 
 def _share(step: Step, device: Device) -> Device:

@@ -17,6 +17,7 @@ from flows.rebuild import Rebuilt
 from flows.rebuild import rebuild as rebuild_steps
 from flows.rundoc import RunDocument
 from flows.session import Session
+from flows.snapshot import Packed
 from flows.tables import print_json, print_table
 from stages.contract import StageError
 
@@ -53,6 +54,7 @@ def rebuild(store: Store, arguments: argparse.Namespace) -> int:
             scratch=scratch,
             logs=local / "logs" / f"rebuild-{run.id}",
             tell=viewer,
+            packed=Packed(identity.tree.root, outside.source.files),
         )
         found = list(rebuild_steps(session, document, outside, arguments.rebuild))
     return _print(found, arguments)

@@ -277,16 +277,23 @@ def test_the_stage_runs_from_the_code_that_was_keyed(tree: Path, tmp_path: Path)
     assert b"stages/train" not in source
 
 
-def test_code_edited_after_it_was_keyed_is_refused(tree: Path, tmp_path: Path):
+def test_code_that_is_edited_while_a_run_goes_on_waits_for_the_next(tree: Path, tmp_path: Path):
     def edit_when_tokenizing(event: Event) -> None:
         if event.label.startswith("tokenize") and event.kind == "done":
-            behave(tree, "train", "time.sleep(0.001)")
+            behave(tree, "train", 'raise StageError("the edit is here")')
 
-    def key_train_now(prepared) -> None:
+    assert "train" in ran(run_toy(request(tmp_path, tree), edit_when_tokenizing))
+    with pytest.raises(StageFailed, match="the edit is here"):
+        run_toy(request(tmp_path, tree))
+
+
+def test_code_that_is_edited_while_a_run_begins_is_refused(tree: Path, tmp_path: Path):
+    def key_train_and_edit(prepared) -> None:
         prepared.session.identity.closure("train")
+        behave(tree, "train", "time.sleep(0.001)")
 
-    with pytest.raises(StageError, match="train was edited while the run went on; run it again"):
-        run_toy(request(tmp_path, tree), edit_when_tokenizing, key_train_now)
+    with pytest.raises(StageError, match="train was edited while the run began; run it again"):
+        run_toy(request(tmp_path, tree), each=key_train_and_edit)
 
 
 def test_the_document_of_a_run_lists_what_each_step_ended_with(tree: Path, tmp_path: Path):
