@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 3  # the input or the configuration is wrong: running again cannot help
 EXIT_CRASH = 1
@@ -151,12 +151,25 @@ def main(spec: StageSpec, config_type: type[Any], run: Callable[..., dict[str, A
         report = run(config, inputs, out, runtime, **seed)
         if runtime.rank == 0:
             (job_path.parent / "report.json").write_text(json.dumps(report, allow_nan=False), encoding="utf-8")
+        if runtime.world > 1:
+            leave(0)
     except StageError as error:
         return _fail(job_path, runtime, "user", str(error), EXIT_USER_ERROR)
     except Exception as error:  # noqa: BLE001 - the process ends here and tells its parent what happened
         traceback.print_exc()
         return _fail(job_path, runtime, "crash", f"{type(error).__name__}: {error}", EXIT_CRASH)
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End a rank whose work is done, past the interpreter's teardown.
+
+    gloo's threads may outlive their process group, and a C++ runtime that is torn down around them aborts the process:
+    seen with torch 2.13 in one of three runs of four ranks, after everything was written.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _fail(job_path: Path, runtime: Runtime | None, kind: str, message: str, code: int) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from model.weights import load_weights, save_weights
+from stages.contract import leave
 from stages.train.config import Config
 from stages.train.optimizers import Optimizers, clip
 
@@ -59,3 +60,4 @@ class Bank(torch.nn.Module):
 
 if __name__ == "__main__":
     main()
+    leave(0)
