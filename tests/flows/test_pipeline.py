@@ -19,13 +19,13 @@ from toyrun import request, write_recipe
 
 from artifacts.store import Store
 from flows.launch import Interrupted, StageFailed
-from flows.prepare import Request, prepare
+from flows.prepare import Prepared, Request, prepare
 from flows.server import OwnServer, quiet
 from flows.session import Event
 
 quiet()
 
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings  # noqa: E402
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, get_current_settings, temporary_settings  # noqa: E402
 
 from flows import pipeline  # noqa: E402
 
@@ -139,6 +139,22 @@ def test_a_signal_cancels_the_run_and_the_next_one_goes_on(api: str, asked: Requ
     behave(asked.source_root, "train", "pass")
     states = {s["stage"]: s["state"] for s in run(asked)["stages"]}
     assert (states["corpus"], states["train"]) == ("cached", "ran")
+
+
+def test_the_heartbeat_beats_only_while_there_is_work(api: str, asked: Request, monkeypatch: pytest.MonkeyPatch):
+    """Its thread would add up to a second to every cached run."""
+    beats = []
+    real = pipeline.conduct
+
+    def conduct(prepared: Prepared):
+        beats.append(get_current_settings().flows.heartbeat_frequency)
+        return real(prepared)
+
+    monkeypatch.setattr(pipeline, "conduct", conduct)
+    run(asked)
+    run(asked)
+    assert beats[0] is not None
+    assert beats[1] is None
 
 
 def test_signal_handlers_are_put_back(api: str, asked: Request):

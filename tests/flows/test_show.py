@@ -1,45 +1,67 @@
-"""What a finished run prints: a score never stands without the rules that it breaks."""
+"""What people read while a run goes on, and at its end."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+import io
+import json
 
 import pytest
 
-from flows.show import print_result
-from flows.summary import summarise
+from flows import show
+from flows.launch import Progress
+from flows.session import Event
+from flows.tables import bytes_text, print_table, seconds_text
 
-REPORT = {"bpb": 1.25, "nats_per_token": 2.5, "tokens": 1000, "bytes": 3000}
-
-
-def result(*reports: dict[str, Any]) -> dict[str, Any]:
-    outcomes = [
-        SimpleNamespace(
-            step=SimpleNamespace(stage="evaluate", part=f"part{i}"),
-            record=SimpleNamespace(report=report, provenance={"seconds": 2.0}, key="k"),
-            state="ran",
-            artifact="a",
-            seconds=1.0,
-        )
-        for i, report in enumerate(reports)
-    ]
-    session = SimpleNamespace(run=SimpleNamespace(id="r"), recipe="pr398", scale="full", seed=1)
-    return summarise(session, outcomes)  # type: ignore[arg-type]
+HALF = Progress(
+    done=500, total=1000, unit="steps", rate=12.5, eta_s=40.0, metrics={"loss": 3.14159, "phase": "warmdown"}
+)
 
 
-def test_a_score_carries_the_rules_that_it_breaks_into_json_and_table(capsys: pytest.CaptureFixture[str]) -> None:
-    broken = {**REPORT, "marks": ["tail_rescored"], "rules_broken": ["C4", "C3", "C1", "C4"]}
-    found = result(REPORT, broken)
-    assert found["scores"]["part1"]["rules_broken"] == ["C1", "C3", "C4"]
-    assert "rules_broken" not in found["scores"]["part0"]
-    print_result(found)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split("\t")[-1] == "marks"
-    assert lines[2].split("\t")[-1] == ""
-    assert lines[3].split("\t")[-1] == "tail_rescored, breaks C1 C3 C4"
+def test_progress_has_rate_and_remaining_time():
+    text = show.progress_text(HALF)
+    assert text == "500/1,000 steps  12.5 steps/s  40.0 s left  loss 3.142  phase warmdown"
 
 
-def test_a_table_without_caveats_has_no_column_for_them(capsys: pytest.CaptureFixture[str]) -> None:
-    print_result(result({**REPORT, "marks": [], "rules_broken": []}))
-    assert "marks" not in capsys.readouterr().out
+def test_a_log_gets_a_line_of_progress_every_half_minute_and_not_more(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(show.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    viewer = show.PlainRun(out)
+    viewer(Event("start", "train"))
+    for _ in range(120):
+        now[0] += 1.0
+        viewer(Event("progress", "train", progress=HALF))
+    lines = out.getvalue().splitlines()
+    assert lines[0].split() == ["train", "runs"]
+    assert len(lines) == 1 + 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1:00"), (247.4, "4:07"), (7391, "2:03:11")]
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str):
+    assert seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(999, "999 B"), (15_900_000, "15.9 MB"), (1000, "1 kB"), (2_500_000_000_000, "2.5e+03 GB")]
+)
+def test_sizes_are_decimal_as_the_challenge_counts(count: int, text: str):
+    assert bytes_text(count) == text
+
+
+def test_a_table_for_programs_is_tab_separated(capsys: pytest.CaptureFixture[str]):
+    print_table(["name", "bytes"], [["a b", 3], [None, ""]], "title")
+    assert capsys.readouterr().out == "title\nname\tbytes\na b\t3\n\t\n"
+
+
+def test_marks_are_shown_beside_their_score(capsys: pytest.CaptureFixture[str]):
+    score = {"bpb": 1.5, "nats_per_token": 2.0, "tokens": 10, "bytes": 30, "seconds": 1.0}
+    result = {
+        "run": "r", "recipe": "q", "scale": "smoke", "seed": 1, "bytes": {}, "stages": [], "report": None,
+        "scores": {"raw": score, "ttt": {**score, "marks": ["partial"]}},
+    }  # fmt: skip
+    show.print_result(json.loads(json.dumps(result)))
+    out = capsys.readouterr().out
+    assert "took\tmarks" in out
+    assert "1.0 s\tpartial" in out

@@ -1,0 +1,90 @@
+"""Checkpoints reach the store while a stage runs, when they have changed, and once more when it is stopped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from artifacts.errors import StoreUnavailable
+from artifacts.store import Store
+from flows.mirror import Mirror
+
+KEY = "a" * 64
+
+
+class Counting:
+    """A store that notes what it is given."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.copies: list[dict[str, str]] = []
+        self.fails = fails
+
+    def restore_attempt(self, key: str, folder: Path) -> bool:
+        return False
+
+    def mirror_attempt(self, key: str, folder: Path) -> bool:
+        if self.fails:
+            self.fails -= 1
+            raise StoreUnavailable("away")
+        self.copies.append({path.name: path.read_text() for path in folder.iterdir()})
+        return True
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def stop_after_writing(mirror: Mirror, path: Path, text: str) -> None:
+    """A stage that is asked to stop and writes a checkpoint first."""
+    with mirror.copying(path.parent):
+        path.write_text(text)
+        raise KeyboardInterrupt
+
+
+def test_a_folder_is_copied_when_it_changes_and_only_then(tmp_path: Path):
+    store = Counting()
+    mirror = Mirror(store, KEY, every_s=0.01)
+    folder = tmp_path / "checkpoints"
+    mirror.restore(folder)
+    with mirror.copying(folder):
+        (folder / "a").write_text("1")
+        wait_for(lambda: store.copies == [{"a": "1"}])
+        time.sleep(0.05)
+        assert len(store.copies) == 1
+        (folder / "a").write_text("22")
+        wait_for(lambda: store.copies[-1] == {"a": "22"})
+
+
+def test_what_is_written_when_the_stage_is_stopped_is_copied_too(tmp_path: Path):
+    store = Counting()
+    mirror = Mirror(store, KEY, every_s=3600)
+    folder = tmp_path / "checkpoints"
+    mirror.restore(folder)
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_writing(mirror, folder / "last", "here")
+    assert store.copies == [{"last": "here"}]
+
+
+def test_a_store_that_is_away_for_a_moment_costs_nothing(tmp_path: Path):
+    store = Counting(fails=2)
+    mirror = Mirror(store, KEY, every_s=0.01)
+    folder = tmp_path / "checkpoints"
+    mirror.restore(folder)
+    with mirror.copying(folder):
+        (folder / "a").write_text("1")
+        wait_for(lambda: store.copies == [{"a": "1"}])
+
+
+def test_another_machine_goes_on_from_the_copy(tmp_path: Path):
+    store = Store.open(tmp_path / "store")
+    first = Mirror(store, KEY, every_s=3600)
+    first.restore(tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_writing(first, tmp_path / "one" / "step.txt", "7")
+    Mirror(Store.open(tmp_path / "store", cache=tmp_path / "other-host"), KEY).restore(tmp_path / "two")
+    assert (tmp_path / "two" / "step.txt").read_text() == "7"
