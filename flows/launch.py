@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.contract import EXIT_USER_ERROR, Device
+from stages.contract import EXIT_USER_ERROR, PARENT, Device
 
 POLL_S = 0.05
 GRACE_S = 20.0  # between SIGTERM and SIGKILL: time for a checkpoint
@@ -35,7 +35,8 @@ NETWORK_STAGES = ("corpus", "vocabulary")
 NETWORK_PREFIXES = ("AWS_", "GOOGLE_", "GCS_", "AZURE_", "HF_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_")
 
 _RANKS = (  # torchrun's agent must die with us as well; see `die_with_parent`
-    "import runpy; from stages.contract import die_with_parent; die_with_parent(); "
+    "import os, runpy; from stages.contract import PARENT, die_with_parent; die_with_parent(); "
+    "os.environ[PARENT] = str(os.getpid()); "
     "runpy.run_module('torch.distributed.run', run_name='__main__', alter_sys=True)"
 )
 
@@ -190,6 +191,7 @@ def environment(job: Job, scratch: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": str(job.device.threads),
         "MKL_NUM_THREADS": str(job.device.threads),
         "TMPDIR": str(scratch),
+        PARENT: str(os.getpid()),
     }
     return {**kept, **fixed, **job.environment}
 

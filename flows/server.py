@@ -17,6 +17,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
+from stages.contract import PARENT
+
 START_LIMIT_S = 120.0  # the first start on a machine creates the database: 15-18 s on a busy one, more on a slow disk
 STOP_LIMIT_S = 5.0
 
@@ -56,7 +58,7 @@ class OwnServer:
         self._arguments = [sys.executable, "-c", _BOUND_SERVER, "--factory", "prefect.server.api.server:create_app"]
         self._arguments += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
         own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-        self._environment = {**os.environ, **own, **settings}
+        self._environment = {**os.environ, **own, **settings, PARENT: str(os.getpid())}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 3  # the input or the configuration is wrong: running again cannot help
 EXIT_CRASH = 1
+PARENT = "FAIRWAY_PARENT"  # the process id that a launcher tells its child, so that an orphan knows itself
 
 
 class StageError(ValueError):
@@ -129,6 +130,9 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
+        # The parent may have gone while this interpreter started; then nothing would ever come.
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(spec: StageSpec, config_type: type[Any], run: Callable[..., dict[str, Any]]) -> int:

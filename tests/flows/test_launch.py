@@ -16,7 +16,7 @@ from toyriver import behave, make_tree
 
 from flows.launch import Interrupted, Job, Progress, ProgressTail, StageFailed, Watch, environment, launch
 from stages.compress.config import Config
-from stages.contract import Device
+from stages.contract import PARENT, Device
 
 
 @pytest.fixture
@@ -183,6 +183,15 @@ def test_a_stage_dies_with_a_launcher_that_is_killed(job: Job, tmp_path: Path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert wait_until(lambda: not alive(stage))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_a_stage_whose_launcher_died_before_it_had_begun_ends_at_once(job: Job, tmp_path: Path):
+    """Its interpreter was still starting, so the kernel has nobody to tell."""
+    behave(job.source_root, "compress", f"open({str(tmp_path / 'began')!r}, 'w').close()")
+    with pytest.raises(StageFailed, match="SIGKILL"):
+        run(replace(job, environment={PARENT: "1"}), tmp_path)
+    assert not (tmp_path / "began").exists()
 
 
 def test_a_stage_sees_no_variable_that_is_not_declared(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

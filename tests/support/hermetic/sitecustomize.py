@@ -16,7 +16,7 @@ _rules = json.loads(os.environ.pop("HERMETIC"))
 _log = open(_rules["log"], "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - open for the process's life
 
 # Ranks are torchrun's contract; everything else a stage is told by its job.
-_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "FAIRWAY_PARENT"}
 _COMPILED = ("PYARROW_", "ARROW_")  # extension modules have no frame: what they read looks like their caller's
 _STANDARD = os.path.dirname(os.__file__) + "/os.py"
 _SYSTEM = ["/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", "/dev", "/run/user", "/bin", "/sbin"]
