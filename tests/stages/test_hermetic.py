@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,11 @@ def watched(job: Job, folder: Path, log: Path, watch: Watch, seen: Path) -> dict
     # Inputs are links into the store: what they point to may be read.
     rules["read"] += sorted({str(p.resolve().parent) for path in job.inputs.values() for p in path.rglob("*")})
     environment["HERMETIC"] = json.dumps(rules)
-    return launch(replace(job, environment=environment), folder, log, watch)
+    with pytest.MonkeyPatch.context() as patch:
+        # A test that compiled in this process has left the place of its cache in the environment.
+        for name in [name for name in os.environ if name.startswith(("TORCHINDUCTOR_", "TRITON_"))]:
+            patch.delenv(name)
+        return launch(replace(job, environment=environment), folder, log, watch)
 
 
 def violations(seen: Path) -> list[str]:
