@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.record import Record
 from artifacts.records import Published
 from flows.identity import Components
 from flows.launch import Interrupted, Job, Watch, launch
@@ -42,7 +41,7 @@ def hit_or_run(step: Step, session: Session) -> Outcome:
     key, components = session.key(step)
     forced = step.stage in session.force
     record = None if forced else session.find(step, components)
-    note, ran = "", False
+    published: Published | None = None
     if record is None:
         if step.stage in session.frozen:
             raise StageError(
@@ -57,17 +56,19 @@ def hit_or_run(step: Step, session: Session) -> Outcome:
             # Somebody else may have made it while we waited.
             record = None if forced else session.find(step, components)
             if record is None:
-                record, note = _run(step, key, components, session)
-                ran = True
+                published = _run(step, key, components, session)
+                record = published.record
     name = session.store.assign_name(session.recipe, session.scale, session.seed, step.stage, step.part, record.key)
-    seconds = time.monotonic() - started
-    outcome = Outcome(step, record, "ran" if ran else "cached", name, seconds, note)
+    if published is None:
+        outcome = Outcome(step, record, "cached", name, time.monotonic() - started)
+    else:  # what the stage took, without the wait for cores
+        outcome = Outcome(step, record, "ran", name, published.ours.provenance["seconds"], _note(step, published))
     session.finish(outcome)
     return outcome
 
 
-def _run(step: Step, key: str, components: Components, session: Session) -> tuple[Record, str]:
-    """Run the stage and publish; returns the record that counts, and a note if it is not the one just made."""
+def _run(step: Step, key: str, components: Components, session: Session) -> Published:
+    """Run the stage and publish; `record` of the result counts, `ours` is what was just made."""
     with made(step, key, session, Mirror(session.store, key)) as result:
         published = session.store.publish(
             stage=step.stage,
@@ -80,7 +81,7 @@ def _run(step: Step, key: str, components: Components, session: Session) -> tupl
             folder=result.out,
         )
     session.store.remove_attempt(key)
-    return published.record, _note(step, published)
+    return published
 
 
 @dataclass(frozen=True)
