@@ -2,6 +2,13 @@
 
 One row of the hash per target, in stream order: target (int64), nll (float32), log Z (float32), little-endian, where
 log Z is the log of the sum that the referee divided by. Two passes with equal hashes gave every target the same price.
+The first `HEAD_TARGETS` rows are kept as they are, so that a replay of the beginning can be compared target by target.
+
+`events` say what happened in which order, so that the order can be checked afterwards:
+    score    targets lo .. hi - 1 were priced, for the first time; with the hash over all rows so far
+    again    they were priced a second time, by request
+    reveal   the tokens of targets lo .. hi - 1 were handed over for training
+    expose   so were all tokens, by exception, before they were scored
 
 Letters: N targets of one span, V vocabulary, T positions of a window.
 """
@@ -12,12 +19,23 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from model.bytes import ByteTable
 
+HEAD_TARGETS = 65_536
 _ROW = np.dtype([("target", "<i8"), ("nll", "<f4"), ("log_z", "<f4")])
+
+
+class Event(NamedTuple):
+    """What happened to targets lo .. hi - 1."""
+
+    kind: Literal["score", "again", "reveal", "expose"]
+    lo: int
+    hi: int
+    sha256: str = ""  # of a score: over all rows up to hi - 1
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:
@@ -70,6 +88,8 @@ class Ledger:
         self.position_targets_T = np.zeros(context, dtype=np.int64)
         self.position_nats_T = np.zeros(context)
         self.position_bytes_T = np.zeros(context, dtype=np.int64)
+        self.head_N2 = np.zeros((min(targets, HEAD_TARGETS), 2), dtype=np.float32)  # nll, log Z
+        self.events: list[Event] = []
         self._hash = hashlib.sha256()
 
     def add(self, nll_N: np.ndarray, log_z_N: np.ndarray, tokens: np.ndarray, position_N: np.ndarray) -> None:
@@ -79,6 +99,9 @@ class Ledger:
         rows_N = np.empty(nll_N.size, dtype=_ROW)
         rows_N["target"], rows_N["nll"], rows_N["log_z"] = np.arange(lo, hi), nll_N, log_z_N
         self._hash.update(rows_N.tobytes())
+        self.events.append(Event("score", lo, hi, self._hash.hexdigest()))
+        head_N2 = self.head_N2[lo:hi]
+        head_N2[:, 0], head_N2[:, 1] = nll_N[: len(head_N2)], log_z_N[: len(head_N2)]
         self.account.add(nll_N, bytes_N)
         positions = len(self.position_nats_T)
         self.position_targets_T += np.bincount(position_N, minlength=positions)

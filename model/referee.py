@@ -28,7 +28,7 @@ import torch.distributed as dist
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from model.ledger import Account, Ledger
+from model.ledger import Account, Event, Ledger
 from model.stream import TokenStream
 from model.windows import Batch, Span, Windows, share
 
@@ -197,6 +197,9 @@ class Referee:
         self._share_rows(span)
         self.forward_tokens += int(sum_over_ranks(np.array([self._inputs]), self._world)[0])
         self.ledger.again += Account(float(again[0]), int(again[1]), int(again[2]))
+        if span.hi == self.windows.targets:
+            self.ledger.events += [Event("again", batch.lo, batch.hi) for batch in self.windows.tail()]
+        self.ledger.events.append(Event("reveal", span.chunk.start, span.chunk.stop))
         self._span = None
         chunk = self._stream.read(span.chunk.start, span.chunk.stop + 1)
         return Revealed(span.index, torch.from_numpy(chunk))
@@ -208,6 +211,7 @@ class Referee:
         """
         for broken, reason in {rule: why, **also}.items():
             self._break(broken, reason)
+        self.ledger.events.append(Event("expose", 0, self.windows.targets))
         return torch.from_numpy(self._stream.read(0, self.windows.targets + 1))
 
     def permit_unnormalised(self, why: str) -> None:

@@ -311,13 +311,6 @@ class Config(StageConfig):
                 found.append((f"{name}.lora.targets", part.lora.targets))
         return found
 
-    @property
-    def chunk_tokens(self) -> int:
-        """Targets between updates of network or expert; 0 for a score that learns nothing."""
-        if self.protocol == "ttt":
-            return self.ttt.chunk_tokens
-        return self.mixer.chunk_tokens if self.mixer.kind != "off" else 0
-
     def reads(self) -> tuple[str, ...]:
         """Float diagnostics read weights; everything that may be called a score reads the archive."""
         return ("archive" if self.of == "archive" else "weights", "tokenizer", "val")

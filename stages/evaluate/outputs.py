@@ -61,7 +61,10 @@ def marks(config: Config, stream_tokens: int, targets: int) -> list[str]:
 
 
 def write_ledger(folder: Path, ledger: Ledger, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
-    """ledger.json, rows.npy (float32 logits [sampled targets, V]), positions.json and documents.json."""
+    """ledger.json, head.npy, rows.npy, positions.json and documents.json.
+
+    head.npy: float32 [first targets, 2], nll and log Z. rows.npy: float32 logits [sampled targets, V].
+    """
     sampled = sorted(ledger.rows)
     _write_json(
         folder / "ledger.json",
@@ -70,8 +73,10 @@ def write_ledger(folder: Path, ledger: Ledger, tokenizer: sentencepiece.Sentence
             "row": "target int64, nll float32, log_z float32, little-endian, in stream order",
             "targets": ledger.account.targets,
             "sampled_targets": sampled,
+            "events": ledger.events,
         },
     )
+    np.save(folder / "head.npy", ledger.head_N2.astype("<f4"))
     np.save(folder / "rows.npy", np.stack([ledger.rows[target] for target in sampled]).astype("<f4"))
     columns = zip(ledger.position_targets_T, ledger.position_nats_T, ledger.position_bytes_T, strict=True)
     positions = [

@@ -13,53 +13,54 @@ import torch
 
 from model.attention import choose_attention
 from model.descent import Diverged
+from model.load import load_bytes, load_network, open_stream
+from model.protocol import (
+    Protocol,
+    compute_dtype,
+    make_adapter,
+    make_compute,
+    make_mixer,
+    make_pre_adapter,
+    make_scorer,
+    windows_of,
+)
 from model.referee import RuleBroken
 from model.score import score
 from stages.contract import Runtime, StageError, fresh_role
 from stages.device import device_name, process_group, torch_device
 from stages.evaluate.config import Config
 from stages.evaluate.excerpts import choose_excerpts
-from stages.evaluate.load import load_bytes, load_network, open_stream, refusing
 from stages.evaluate.outputs import score_table, write_ledger, write_score
-from stages.evaluate.passes import (
-    Progress,
-    adapt_first,
-    compute_dtype,
-    make_adapter,
-    make_compute,
-    make_mixer,
-    make_pre_adapter,
-    make_referee,
-    make_scorer,
-    windows_of,
-)
+from stages.evaluate.passes import Progress, adapt_first, make_referee
+from stages.refusing import refusing
 
 
 def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
     """Read archive or weights, byte table and val shards; write `score` and `ledger`."""
     device = torch_device(runtime)
+    protocol = Protocol.from_dict(config.model_dump())
     of_archive = config.of == "archive"
     source = inputs["archive"] / "archive.fwy" if of_archive else inputs["weights"] / "weights.safetensors"
     with refusing():
         network = load_network(source).to(device)
-        attention = choose_attention(network.config, device, compute_dtype(config, device))
+        attention = choose_attention(network.config, device, compute_dtype(protocol, device))
         network.attend = attention.attend
         table = load_bytes(inputs["tokenizer"])
         stream = open_stream(inputs["val"], min(network.config.vocab, table.vocab))
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(inputs["tokenizer"] / "tokenizer.model"))
-        excerpts = choose_excerpts(stream, tokenizer.bos_id(), windows_of(config, len(stream)).targets)
-        referee = make_referee(config, stream, table, network.config.vocab, excerpts, runtime)
-        scorer, call = make_scorer(config, network, device)
-        compute = make_compute(config, call, device, runtime)
-        adapter = make_adapter(config, network, compute, table, tokenizer.bos_id())
-        pre_adapter = make_pre_adapter(config, network, compute, referee.windows.targets)
-        mixer = make_mixer(config, referee, network.config.vocab, device, runtime)
+        excerpts = choose_excerpts(stream, tokenizer.bos_id(), windows_of(protocol, len(stream)).targets)
+        referee = make_referee(protocol, stream, table, network.config.vocab, excerpts, runtime)
+        scorer, call = make_scorer(protocol, network, device)
+        compute = make_compute(protocol, call, device, runtime.rank, runtime.world)
+        adapter = make_adapter(protocol, network, compute, table, tokenizer.bos_id())
+        pre_adapter = make_pre_adapter(protocol, network, compute, referee.windows.targets)
+        mixer = make_mixer(protocol, referee, network.config.vocab, device, runtime.world)
     with process_group(runtime, device):
         began_s = time.monotonic()
         progress = Progress(runtime, referee)
         try:
             phases = adapt_first(referee, pre_adapter, progress) if pre_adapter else []
-            score(referee, scorer, adapter, progress, mixer, config.temperature)
+            score(referee, scorer, adapter, progress, mixer, protocol.temperature)
         except (RuleBroken, Diverged) as error:
             raise StageError(f"the score was stopped; {error}") from error
         seconds = time.monotonic() - began_s

@@ -79,7 +79,8 @@ def test_the_same_score_gives_the_same_files(tmp_path, inputs, runtime):
     files = [{p.relative_to(out): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} for out in outs]
     assert files[0] == files[1]
     assert sorted(str(path) for path in files[0]) == [
-        "ledger/documents.json", "ledger/ledger.json", "ledger/positions.json", "ledger/rows.npy", "score/score.json",
+        "ledger/documents.json", "ledger/head.npy", "ledger/ledger.json", "ledger/positions.json", "ledger/rows.npy",
+        "score/score.json",
     ]  # fmt: skip
 
 

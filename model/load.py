@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from model.archive import read_archive
@@ -14,16 +12,6 @@ from model.gpt import GPT
 from model.shards import open_shard
 from model.stream import TokenStream
 from model.weights import load_weights
-from stages.contract import StageError
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """What the body refuses with a ValueError is the user's to mend."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise StageError(str(error)) from error
 
 
 def load_network(path: Path) -> GPT:

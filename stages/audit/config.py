@@ -1,0 +1,35 @@
+"""Knobs of `audit`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from stages.config import StageConfig
+from stages.contract import StageSpec
+
+
+class Config(StageConfig):
+    """Archive, val shards, scores and ledgers -> a verdict per rule, with evidence.
+
+    Roles `scores` and `ledgers` have one folder per protocol, named as in the recipe: `<name>/score.json`,
+    `<name>/ledger.json` and so on, as `evaluate` wrote them.
+    """
+
+    SPEC: ClassVar[StageSpec] = StageSpec(
+        name="audit",
+        inputs=("archive", "tokenizer", "val", "scores", "ledgers"),
+        outputs=("verdict",),
+        libraries=("torch",),
+        accelerated=True,
+    )
+
+    protocols: dict[str, dict[str, Any]] = Field(
+        default={}, description="Set by the wiring: evaluate's configuration, whole, of every protocol that is audited."
+    )
+    deep: bool = Field(default=False, description="Also what costs as much as scoring again, or needs a closed world.")
+    share: float = Field(
+        default=0.12, gt=0, le=1, description="Forward tokens of a quick audit, at most, as a share of evaluation's."
+    )
+    cuts: int = Field(default=64, ge=1, description="Perturbed futures per protocol, where the share allows them.")

@@ -1,0 +1,81 @@
+"""What is audited: a scorer that is asked window by window, or a whole evaluation seen from outside.
+
+A `Scorer` has the referee's view of a protocol: it gets inputs, gives logits, and learns from a chunk when it is told
+to. What it cannot be given, it cannot misuse; what it keeps to itself, the detectors look for. A `WholeStream` is the
+rest: code that gets all tokens and returns a price for each target, such as a published evaluation loop.
+
+Letters: B windows, T inputs of a window, S scored positions of each, V vocabulary, K = B * S targets, N targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+State = tuple[str, "Tensor | np.ndarray | bytes"]
+
+WholeStream = Callable[[np.ndarray], np.ndarray]
+"""tokens [N + 1] -> nll [N] in nats: target i is token i + 1. Every call starts from the archive, alone."""
+
+
+class Scorer(ABC):
+    """One way of scoring, as the referee sees it. The four abstract methods are what every scorer has.
+
+    Defaults describe a scorer whose logits the referee normalises and that never asks for what is not its own.
+    """
+
+    normalised: ClassVar[bool] = True
+    """Whether `score` is all there is to a price. If not, `price` is asked, which no distribution stands behind."""
+    log_probabilities: ClassVar[bool] = False
+    """Whether `score` claims to return log-probabilities, which sum to 1 without the referee's help."""
+    exposed: ClassVar[bool] = False
+    """Whether the scorer asks for the whole stream before it scores: `expose` is called after `reset`."""
+
+    vocab: int
+    trained_tokens: int = 0
+    """Tokens that went forward in training so far, for the count of what an audit costs."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything that was not in the archive."""
+
+    @abstractmethod
+    def score(self, inputs_BT: Tensor, scored: int) -> Tensor:
+        """logits_BSV of the last S = `scored` positions of each row, fp32 on the CPU. Changes nothing that scores."""
+
+    @abstractmethod
+    def update(self, tokens: Tensor, index: int) -> None:
+        """Learn from scored chunk `index`: input i is tokens[i], its target tokens[i + 1]."""
+
+    @abstractmethod
+    def state(self) -> Iterable[State]:
+        """Everything that a score may depend on, by name: weights, buffers, optimizer, counts, caches."""
+
+    def price(self, inputs_BT: Tensor, scored: int, targets_K: Tensor) -> Tensor:
+        """What it says each target costs, nats [K]; of a scorer that is not `normalised`."""
+        raise NotImplementedError
+
+    def expose(self, tokens_N1: Tensor) -> None:
+        """Take the whole stream before any of it is scored; of a scorer that is `exposed`."""
+        raise NotImplementedError
+
+
+OpenScorer = Callable[[], Scorer]
+"""Opens a scorer on what a submission ships: the archive and the tokenizer, nothing else. The factory closes it."""
+
+
+def digests(scorer: Scorer) -> dict[str, str]:
+    """A hash of each named part of a scorer's state."""
+    return {name: _digest(part) for name, part in scorer.state()}
+
+
+def _digest(part: Tensor | np.ndarray | bytes) -> str:
+    if isinstance(part, Tensor):
+        part = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()).hexdigest()
