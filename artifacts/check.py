@@ -19,7 +19,7 @@ from artifacts.records import Records, read_record, record_path
 from artifacts.verdicts import Rejections
 
 Wanted = dict[str, tuple[File, Record]]  # digest -> a file that has it, and the record that has the file
-DOCUMENTS = ("runs", "names", "pins", "accepted", "rejected", "conflicts", "attempts")
+DOCUMENTS = ("runs", "sets", "names", "pins", "accepted", "rejected", "conflicts", "attempts")
 
 
 @dataclass(frozen=True)

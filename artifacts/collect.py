@@ -1,8 +1,9 @@
 """What the store can do without, and what it weighs.
 
-Roots are runs, names, pins, held leases and attempts, and everything younger than the grace period. What a root
-mentions is kept, and what that mentions, and so on: a mention is a sha256 anywhere in a document's text. So no kind of
-document has to be known here, a field that is added later is followed too, and an error is one of keeping too much.
+Roots are runs, sets of runs, names, pins, held leases and attempts, and everything younger than the grace period. What
+a root mentions is kept, and what that mentions, and so on: a mention is a sha256 anywhere in a document's text. So no
+kind of document has to be known here, a field that is added later is followed too, and an error is one of keeping too
+much.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def collect(
     """Find what no root needs and what crashes left, and remove it if `delete`.
 
     `keep_last` = N forgets all but the last N runs of each recipe and scale and the last N versions of each name, and
-    the attempts that no remaining run mentions. A grace period below an hour or so is safe only while nothing runs.
-    `host` is this host's folder of a remote store, where killed downloads leave their halves.
+    the attempts that no remaining run mentions; sets and their runs stay, since a declared seed is never dropped. A
+    grace period below an hour or so is safe only while nothing runs. `host` is this host's folder of a remote store,
+    where killed downloads leave their halves.
     """
     # Candidates first, roots afterwards: what becomes a root in between is kept.
     tree = _tree(backend)
@@ -101,11 +103,16 @@ class _Sweep:
         for entry in self._backend.walk("names"):
             folder, _, number = entry.path.removesuffix(".json").rpartition("/")
             groups[(folder,)].append((int(number) if number.isdecimal() else 0, entry))
+        sets = list(self._backend.walk("sets"))
+        declared = b"".join(_text(self._backend, entry.path) for entry in sets)
         for entry in self._backend.walk("runs"):
             run = read_if_whole(self._backend, entry.path) or {}
+            if f'"{run.get("id")}"'.encode() in declared:
+                sets.append(entry)
+                continue
             group = ("runs", str(run.get("recipe")), str(run.get("scale")))
             groups[group].append(((str(run.get("started")), entry.path), entry))
-        kept, forgotten = list(self._backend.walk("pins")), list[Entry]()
+        kept, forgotten = [*sets, *self._backend.walk("pins")], list[Entry]()
         for members in groups.values():
             ordered = [entry for _, entry in sorted(members, key=lambda member: member[0])]
             surplus = 0 if self._keep_last is None else max(0, len(ordered) - self._keep_last)
@@ -166,10 +173,15 @@ def _tree(backend: Backend) -> dict[str, list[Entry]]:
 
 
 def _mentions(backend: Backend, path: str) -> set[str]:
+    return {match.decode() for match in _MENTION.findall(_text(backend, path))}
+
+
+def _text(backend: Backend, path: str) -> bytes:
+    """A document's text; nothing if it has gone since it was listed."""
     try:
-        return {match.decode() for match in _MENTION.findall(backend.read(path))}
+        return backend.read(path)
     except FileNotFoundError:
-        return set()
+        return b""
 
 
 def _name(entry: Entry) -> str:

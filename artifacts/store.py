@@ -48,6 +48,7 @@ class Store:
         self._objects = Objects(backend, host, self._stamps)
         self._records = Records(backend, self._objects)
         self._runs = Runs(backend)
+        self._sets = Runs(backend, "set")
         self._names = Names(backend)
         self._acceptances = Acceptances(backend)
         self._rejections = Rejections(backend, self._records)
@@ -162,6 +163,19 @@ class Store:
     def remove_run(self, run_id: str) -> None:
         """Forget a run, or NotFound; its artifacts stay until `gc`."""
         self._runs.remove(run_id)
+
+    def write_set(self, declared: dict[str, Any]) -> None:
+        """Make or replace the set `declared["id"]`: runs that are declared before they start."""
+        self._mark_format()
+        self._sets.write(declared)
+
+    def read_set(self, set_id: str) -> dict[str, Any]:
+        """The set with this id, or NotFound."""
+        return self._sets.read(set_id)
+
+    def list_sets(self) -> list[dict[str, Any]]:
+        """Every set, in order of id."""
+        return self._sets.all()
 
     # Names
 

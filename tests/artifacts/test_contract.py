@@ -198,6 +198,29 @@ def test_runs_are_replaced_listed_and_removed(place):
             call("2")
 
 
+def test_sets_are_documents_of_their_own(place):
+    store = place.open()
+    store.write_set({"id": "1", "state": "declared"})
+    store.write_set({"id": "1", "state": "completed"})
+    assert place.open().list_sets() == [{"id": "1", "state": "completed"}] == [store.read_set("1")]
+    assert place.open().list_runs() == []
+    assert "sets/1.json" in place.paths()
+    with pytest.raises(NotFound, match="no set '2'"):
+        store.read_set("2")
+
+
+def test_gc_keeps_what_a_set_declared_even_if_only_the_last_runs_stay(place, publish):
+    store = place.open()
+    for text in ("a", "b", "c", "d"):
+        publish(store, text)
+        run = {"id": f"run-{text}", "recipe": "r", "scale": "full", "started": text, "key": key_of(text)}
+        store.write_run(run)
+    store.write_set({"id": "s", "attempts": [{"run": "run-a"}], "keys": [key_of("b")]})
+    store.gc(grace_s=-1, delete=True, keep_last=1)
+    assert [run["id"] for run in store.list_runs()] == ["run-a", "run-d"]
+    assert {key for _, key in store.records()} == {key_of("a"), key_of("b"), key_of("d")}
+
+
 def test_a_name_gets_a_new_number_only_for_a_new_record(place, publish):
     store = place.open()
     for text in ("a", "b", "c"):
