@@ -190,6 +190,7 @@ def environment(job: Job, scratch: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",  # nothing is written outside the job's folders
         "OMP_NUM_THREADS": str(job.device.threads),
         "MKL_NUM_THREADS": str(job.device.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning starve each other wherever cores are shared
         "TMPDIR": str(scratch),
         PARENT: str(os.getpid()),
     }

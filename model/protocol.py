@@ -15,6 +15,7 @@ import torch
 
 from model.adapt import Adaptation, Adapter
 from model.bytes import ByteTable
+from model.compiler import compiled
 from model.descent import Compute, FakeQuantise, LowRankSettings
 from model.gpt import GPT
 from model.hashed_ngram import HashedNGrams
@@ -115,9 +116,9 @@ def compute_dtype(protocol: Protocol, device: torch.device) -> torch.dtype:
 
 def make_scorer(protocol: Protocol, network: GPT, device: torch.device) -> tuple[Scorer, Callable[..., torch.Tensor]]:
     """The scorer, and the network as it is to be called: compiled where that is asked for."""
-    compiled = protocol.compile == "on" or (protocol.compile == "auto" and device.type == "cuda")
-    call = torch.compile(network, fullgraph=True, dynamic=False) if compiled else network
-    shape = (protocol.batch_windows, protocol.context_tokens) if compiled else None
+    compiles = protocol.compile == "on" or (protocol.compile == "auto" and device.type == "cuda")
+    call = compiled(network) if compiles else network
+    shape = (protocol.batch_windows, protocol.context_tokens) if compiles else None
     return Scorer(call, device, compute_dtype(protocol, device), shape), call
 
 

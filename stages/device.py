@@ -36,7 +36,9 @@ def torch_device(runtime: Runtime) -> torch.device:
 
 def _cpu(threads: int) -> torch.device:
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode(
+        "error"
+    )  # what use_deterministic_algorithms does, less a second: `model/compiler.py`
     # Deterministic mode also fills every fresh tensor, which costs time and hides nothing that we read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     return torch.device("cpu")

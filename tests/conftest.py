@@ -12,6 +12,7 @@ from stages.contract import Device, Runtime
 
 # More threads than free cores make tiny tensors a hundred times slower: idle workers spin. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a stage's process: spinning threads starve each other
 
 
 @pytest.fixture

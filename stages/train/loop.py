@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.attention import choose_attention
 from model.batches import Batch, Spans, stream_batches
+from model.compiler import compiled
 from model.config import GPTConfig, to_dict
 from model.gpt import GPT
 from model.init import initialise
@@ -95,8 +96,7 @@ class Trainer:
         self._objective = Objective(config)
         self._token_nats, self._losses = token_nats, self._objective.losses
         if self.compiled:
-            self._token_nats = torch.compile(self._token_nats, fullgraph=True, dynamic=False)
-            self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
+            self._token_nats, self._losses = compiled(self._token_nats), compiled(self._losses)
         self._has_terms = weighted or config.z_loss > 0  # so that loss and objective differ
         self._hardness = torch.ones((), device=device)  # filled in place: a number would be compiled into the graph
         self._checkpoint_at = self._shown_at = time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -17,6 +19,22 @@ def test_cpu_uses_the_stated_threads_and_deterministic_kernels(runtime: Runtime)
     assert torch_device(runtime) == torch.device("cpu")
     assert torch.get_num_threads() == 2
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_compiler_is_loaded_for_those_who_compile_and_no_others_and_made_deterministic_for_them():
+    lines = """
+import sys, torch
+from pathlib import Path
+from stages.contract import Runtime
+from model.compiler import compiled
+from stages.device import torch_device
+torch_device(Runtime(scratch=Path("."), checkpoints=Path(".")))
+print("torch._inductor" in sys.modules)
+compiled(torch.sin)
+print(sys.modules["torch._inductor.config"].deterministic)
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
