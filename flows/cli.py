@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_runs(commands)
     _add_artifacts(commands)
+    _add_submit(commands)
     for name, text in (("recipes", "list the built-in recipes"), ("doctor", "check this installation")):
         _common(commands.add_parser(name, help=text, description=text))
     report = _common(commands.add_parser("report", help="write a run's report again and print its path"))
@@ -169,6 +170,14 @@ def _add_artifacts(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         _artifact(action(name, text)).add_argument("other", help="path or URL of the other store")
 
 
+def _add_submit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    submit = _common(commands.add_parser("submit", help="a records folder of the challenge: check one"))
+    submit.add_argument("--check", default="", metavar="DIR", help="check a records folder, anybody's; writes nothing")
+    submit.add_argument(
+        "--policy", choices=("strict", "board"), default="strict", help="what --check's exit code goes by"
+    )
+
+
 def _artifact(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("artifact", help="recipe/scale/seed/stage[part]@version, stage/key, or a key's beginning")
     return command
@@ -191,6 +200,8 @@ def _command(arguments: argparse.Namespace) -> Command:
         from flows.commands.artifacts import artifacts as command
     elif name == "report":
         from flows.commands.runs import report as command
+    elif name == "submit":
+        from flows.commands.submit import submit as command
     elif name == "recipes":
         from flows.commands.recipes import recipes as command
     else:
