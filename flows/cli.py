@@ -176,6 +176,12 @@ def _add_submit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     submit.add_argument(
         "--policy", choices=("strict", "board"), default="strict", help="what --check's exit code goes by"
     )
+    submit.add_argument(
+        "--against",
+        default="",
+        metavar="ROW",
+        help="with --check: test against a row of the board, or a submission.json",
+    )
 
 
 def _artifact(command: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -138,6 +138,18 @@ def test_the_wrong_table_of_caseops_is_known_by_its_bytes() -> None:
     assert judge(900.4, 10, 2.0, table)[0] is None
 
 
+def test_the_test_against_a_row_is_the_organisers(tmp_path: Path) -> None:
+    scores = dict(zip("123", (1.07928348, 1.07996676, 1.08024795), strict=True))  # row 1514
+    results = {seed: {"val_bpb": score} for seed, score in scores.items()}
+    claimed = {"seed_results": results, "val_bpb": 1.07983273, "p_value": 0.02}
+    folder = write(tmp_path, claims=claimed, **{f"train_seed{seed}.log": None for seed in LOSSES})
+    report = check_folder(folder, against="1493")
+    assert report.figures["against"]["readings"][0]["welch"]["p"] == pytest.approx(0.02042, abs=1e-5)
+    assert not [finding for finding in report.findings if "p_value" in finding.text and finding.level == "error"]
+    (folder / "submission.json").write_text(json.dumps(claims() | claimed | {"p_value": 0.001}), encoding="utf-8")
+    assert "p_value 0.001 is none of" in "".join(f.text for f in check_folder(folder, against="1493").findings)
+
+
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="takes a records folder"):
         check_folder(tmp_path / "nowhere")
