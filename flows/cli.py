@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_plan(commands)
     _add_runs(commands)
+    _add_seeds(commands)
     _add_artifacts(commands)
     _add_submit(commands)
     for name, text in (("recipes", "list the built-in recipes"), ("doctor", "check this installation")):
@@ -135,6 +136,29 @@ def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     for action, text in (("show", "one run in full"), ("rm", "forget runs; artifacts stay until gc")):
         command = _common(actions.add_parser(action, help=text))
         command.add_argument("run", nargs="+" if action == "rm" else None, help="run id")
+
+
+def _add_seeds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    seeds = commands.add_parser("seeds", help="several seeds of a recipe, declared, run, tested; alone: list the sets")
+    seeds.add_argument("recipe", nargs="?", default="", help="a built-in recipe or a .toml file")
+    seeds.add_argument("--seeds", default="42,1337,2025", help="seeds of the training (default: 42,1337,2025)")
+    _add_set_options(seeds)
+    seeds.add_argument(
+        "--reference", default="", metavar="NAME|FILE",
+        help="test against a row of the public board (its number), a set in the store, or a .toml or .json file",
+    )  # fmt: skip
+
+
+def _add_set_options(command: argparse.ArgumentParser) -> None:
+    """What is common to whoever runs more than one run."""
+    command.add_argument("--scale", default="full", help="smoke, one-gpu or full (default)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, such as train.muon.lr=0.02"
+    )
+    command.add_argument("--protocol", default="", help="whose score is tested (default: the recipe's last)")
+    command.add_argument("--cores", type=int, help="CPU cores to use at once (default: all that are allowed)")
+    command.add_argument("--stage-limit", type=float, metavar="SECONDS", help="end a stage that runs longer than this")
+    _common(command)
 
 
 def _add_artifacts(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -202,6 +226,8 @@ def _command(arguments: argparse.Namespace) -> Command:
         from flows.commands.accept import accept as command
     elif name == "runs":
         from flows.commands.runs import runs as command
+    elif name == "seeds":
+        from flows.commands.seeds import seeds as command
     elif name == "artifacts":
         from flows.commands.artifacts import artifacts as command
     elif name == "report":

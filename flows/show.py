@@ -40,6 +40,17 @@ class PlainRun:
         self._out.flush()
 
 
+def viewer() -> Any:
+    """Who shows a run's progress on stderr: bars in a terminal, else lines. stdout is the result and nothing else."""
+    if not sys.stderr.isatty():
+        return PlainRun(sys.stderr)
+    from rich.console import Console  # only a terminal pays for the import
+
+    from flows.live import LiveRun
+
+    return LiveRun(Console(stderr=True))
+
+
 def describe(event: Event) -> str:
     """What an event says, without its label."""
     if event.kind == "done" and event.outcome is not None:

@@ -58,7 +58,7 @@ def summary(n: int, mean: float, std: float | None, values: tuple[float, ...] = 
 
 
 @dataclass(frozen=True)
-class Test:
+class MeanTest:
     """A one-sided test of `improvement > margin`, and the two-sided 95 % interval of the improvement."""
 
     method: Literal["Welch", "one-sample", "paired"]
@@ -73,7 +73,7 @@ class Test:
     note: str = ""
 
 
-def welch(new: Estimate, old: Estimate, margin: float = 0.0) -> Test:
+def welch(new: Estimate, old: Estimate, margin: float = 0.0) -> MeanTest:
     """Welch's test of two means whose variances differ: t = (old - new - margin) / sqrt(s_n^2 / n + s_o^2 / m).
 
     df by Welch and Satterthwaite: (a + b)^2 / (a^2 / (n - 1) + b^2 / (m - 1)) with the squared standard errors a, b.
@@ -81,28 +81,28 @@ def welch(new: Estimate, old: Estimate, margin: float = 0.0) -> Test:
     n, improvement = (new.n, old.n), old.mean - new.mean
     if new.std is None or old.std is None:
         note = f"needs two values or more on each side; there are {new.n} and {old.n}"
-        return Test("Welch", n, improvement, margin, None, None, None, None, None, note)
+        return MeanTest("Welch", n, improvement, margin, None, None, None, None, None, note)
     a, b = new.variance_of_mean, old.variance_of_mean
     if a + b <= 0:
-        return Test("Welch", n, improvement, margin, None, None, None, None, None, _NO_SPREAD)
+        return MeanTest("Welch", n, improvement, margin, None, None, None, None, None, _NO_SPREAD)
     # Shares of the whole, because the squares of small variances would underflow.
     share_a, share_b = a / (a + b), b / (a + b)
     df = 1 / (share_a**2 / (new.n - 1) + share_b**2 / (old.n - 1))
     return _test("Welch", n, improvement, margin, math.sqrt(a + b), df)
 
 
-def one_sample(new: Estimate, old_mean: float, margin: float = 0.0, old_n: int = 1) -> Test:
+def one_sample(new: Estimate, old_mean: float, margin: float = 0.0, old_n: int = 1) -> MeanTest:
     """The early convention: the old mean as if it were exact. It understates p; read it beside Welch, never instead."""
     n, improvement = (new.n, old_n), old_mean - new.mean
     if new.std is None:
         note = f"needs two values or more; there is {new.n}"
-        return Test("one-sample", n, improvement, margin, None, None, None, None, None, note)
+        return MeanTest("one-sample", n, improvement, margin, None, None, None, None, None, note)
     if new.std <= 0:
-        return Test("one-sample", n, improvement, margin, None, None, None, None, None, _NO_SPREAD)
+        return MeanTest("one-sample", n, improvement, margin, None, None, None, None, None, _NO_SPREAD)
     return _test("one-sample", n, improvement, margin, new.std / math.sqrt(new.n), new.n - 1)
 
 
-def paired(new: Sequence[float], old: Sequence[float], margin: float = 0.0) -> Test:
+def paired(new: Sequence[float], old: Sequence[float], margin: float = 0.0) -> MeanTest:
     """Paired differences, for ablations: the i-th values of both share their seed, whose luck then cancels."""
     if len(new) != len(old):
         raise ValueError(f"pairs are of equal number; got {len(new)} and {len(old)}; leave out seeds without a partner")
@@ -110,9 +110,9 @@ def paired(new: Sequence[float], old: Sequence[float], margin: float = 0.0) -> T
     pairs = (found.n, found.n)
     if found.std is None:
         note = f"needs two pairs or more; there is {found.n}"
-        return Test("paired", pairs, found.mean, margin, None, None, None, None, None, note)
+        return MeanTest("paired", pairs, found.mean, margin, None, None, None, None, None, note)
     if found.std <= 0:
-        return Test("paired", pairs, found.mean, margin, None, None, None, None, None, _NO_SPREAD)
+        return MeanTest("paired", pairs, found.mean, margin, None, None, None, None, None, _NO_SPREAD)
     return _test("paired", pairs, found.mean, margin, found.std / math.sqrt(found.n), found.n - 1)
 
 
@@ -126,12 +126,12 @@ def _test(
     margin: float,
     error: float,
     df: float,
-) -> Test:
+) -> MeanTest:
     """A test with standard error `error` of the improvement."""
     t = (improvement - margin) / error
     half = float(student.isf((1 - CONFIDENCE) / 2, df)) * error
     p = float(student.sf(t, df))
-    return Test(method, n, improvement, margin, t, df, p, improvement - half, improvement + half)
+    return MeanTest(method, n, improvement, margin, t, df, p, improvement - half, improvement + half)
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class Reading:
 
     name: str
     unit: Literal["BPB", "nats/token"]  # of the values and of the margin that were tested
-    welch: Test
-    one_sample: Test
+    welch: MeanTest
+    one_sample: MeanTest
     strictest: bool = False
 
 

@@ -5,7 +5,32 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be printed or put on a page. `right` lists headings to align right."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    right: str = ""
+
+    @property
+    def right_headings(self) -> frozenset[str]:
+        """Headings of columns of numbers."""
+        return frozenset(self.right.split())
+
+    def texts(self) -> list[list[str]]:
+        """Every cell as people read it."""
+        return [["" if cell is None else str(cell) for cell in row] for row in self.rows]
+
+    def print(self) -> None:
+        """Print it; nothing if it has no rows."""
+        if self.rows:
+            print_table(self.headings, self.rows, self.title, self.right)
 
 
 def print_json(value: Any) -> None:

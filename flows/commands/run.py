@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
 
 from flows import show
 from flows.prepare import Request, prepare
 from flows.server import quiet
-
-if TYPE_CHECKING:
-    from flows.live import LiveRun
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,8 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         stage_limit_s=arguments.stage_limit,
         argv=tuple(sys.argv),
     )
-    # Progress goes to stderr, so that stdout is the result and nothing else.
-    viewer = _bars() if sys.stderr.isatty() else show.PlainRun(sys.stderr)
+    viewer = show.viewer()
     with prepare(request, viewer) as prepared:
         quiet()
         from flows import pipeline  # imports Prefect, which a wrong recipe must not wait for
@@ -43,11 +38,3 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         show.print_result(result)
     return 0
-
-
-def _bars() -> LiveRun:
-    from rich.console import Console  # only a terminal pays for the import
-
-    from flows.live import LiveRun
-
-    return LiveRun(Console(stderr=True))
