@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from configs.complaints import nearest
 from configs.load import FOLDER
@@ -32,7 +32,8 @@ class Reference:
     text_bytes: int | None  # None: not known
     source: str
     about: str = ""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()  # of the values, in their order; empty: not known
+    ours: bool = False  # made by Fairway, so that equal seeds are equal initial weights and batches
 
 
 def reference(text: str) -> Reference:
@@ -82,7 +83,7 @@ def _row(name: str, row: Mapping[str, Any], tokens: Mapping[str, Any], source: s
     return Reference(name, scores, tokens.get("bytes"), source, row.get("about", ""), tuple(row.get("seeds", ())))
 
 
-def _numbers(values: object) -> bool:
+def _numbers(values: object) -> TypeGuard[Sequence[float]]:
     return isinstance(values, Sequence) and bool(values) and all(isinstance(value, int | float) for value in values)
 
 
@@ -104,8 +105,7 @@ def _from_file(path: Path) -> Reference:
 def _submission(results: Mapping[str, Any]) -> dict[str, Any]:
     """The per-seed scores of a submission.json; the ratio of its losses tells the tokenizer."""
     rows = [row for row in results.values() if isinstance(row, dict) and isinstance(row.get("val_bpb"), int | float)]
-    bpb, nats = [row["val_bpb"] for row in rows], [row.get("val_loss") for row in rows]
-    found: dict[str, Any] = {"bpb": bpb}
-    if rows and all(isinstance(value, int | float) for value in nats):
-        found |= {"nats_per_token": nats, "nats_per_bpb": sum(nats) / sum(bpb)}
-    return found
+    bpb = [row["val_bpb"] for row in rows]
+    nats = [row["val_loss"] for row in rows if isinstance(row.get("val_loss"), int | float)]
+    ratio = {"nats_per_token": nats, "nats_per_bpb": sum(nats) / sum(bpb)} if nats and len(nats) == len(bpb) else {}
+    return {"bpb": bpb, **ratio}

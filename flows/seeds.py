@@ -18,7 +18,7 @@ from flows.launch import Interrupted, StageFailed
 from flows.prepare import Prepared, Request, local_folder, prepare, sweep
 from flows.references import Reference, comparable
 from flows.sets import Document, SeedSet, headline, undeclared
-from flows.statistics import Comparison, Estimate, Scores, compare, detectable, estimate
+from flows.statistics import Comparison, Estimate, Scores, compare, detectable, estimate, paired
 from stages.contract import StageError
 
 Conduct = Callable[[Prepared], Mapping[str, Any]]  # `flows.pipeline.run`
@@ -128,7 +128,7 @@ def result_of(
         "seeds": document["seeds"],
         "protocol": tested,
         "n": len(results),
-        "runs": [_attempt_line(attempt, results, tested) for attempt in document["attempts"]],
+        "runs": [_attempt_line(attempt, results, tested) for attempt in _by_seed(document)],
         "scores": scores,
         "bytes": sizes(results),
         "reference": None,
@@ -165,9 +165,21 @@ def against(line: Mapping[str, Any] | None, reference: Reference) -> tuple[dict[
         ]
     found: Comparison = compare(scores, reference.scores)
     notes = list(found.notes)
+    pairs = None
+    if reference.ours:
+        before = dict(zip(map(str, reference.seeds), reference.scores.bpb.values, strict=True))
+        pairs = pair(line["values"], before)
     if same is None:
         notes.append(f"{reference.name} does not say which text it was scored on; make sure that it is this one")
-    return {**found.as_json(), "strictest": found.strictest.name}, notes
+    return {**found.as_json(), "strictest": found.strictest.name, "paired": pairs}, notes
+
+
+def pair(new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, Any] | None:
+    """The paired test over the seeds that both have, {seed: BPB} each; None without two of them."""
+    seeds = [seed for seed in new if seed in old]
+    if len(seeds) < 2:
+        return None
+    return {"seeds": seeds, **asdict(paired([new[seed] for seed in seeds], [old[seed] for seed in seeds]))}
 
 
 def _protocols(results: Mapping[int, Mapping[str, Any]]) -> list[str]:
@@ -200,6 +212,12 @@ def sizes(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     cap = next(attempt["bytes"]["cap"] for attempt in results.values() if attempt.get("bytes"))
     return {"max": max(totals.values()), "mean": sum(totals.values()) / len(totals), "cap": cap, "values": totals}
+
+
+def _by_seed(document: Document) -> list[dict[str, Any]]:
+    """Every attempt, by seed as declared and then by time."""
+    order = {seed: place for place, seed in enumerate(document["seeds"])}
+    return sorted(document["attempts"], key=lambda attempt: (order[attempt["seed"]], attempt["started"]))
 
 
 def _attempt_line(
@@ -273,4 +291,5 @@ def set_as_reference(store: Store, document: Document) -> Reference:
     if line is None or scores is None:
         raise StageError(f"a reference has scores; no seed of {document['id']} has one; run it first")
     about = f"{document['recipe']} {document['scale']}, {document['protocol']}"
-    return Reference(document["id"], scores, line["bytes"], store.url, about, tuple(map(int, line["values"])))
+    seeds = tuple(map(int, line["values"]))
+    return Reference(document["id"], scores, line["bytes"], store.url, about, seeds, ours=True)

@@ -109,7 +109,19 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     found.append(Table("mean over seeds (sample deviation, ddof 1)", headings, scores, "n mean-BPB std nats/token"))
     if result["test"]:
         found.append(readings_table(result["test"], result["reference"]["name"]))
+        if pairs := result["test"]["paired"]:
+            found.append(paired_table(pairs, f"against {result['reference']['name']}"))
     return found
+
+
+def paired_table(pairs: Mapping[str, Any], title: str) -> Table:
+    """The paired test: a seed's luck is the same on both sides."""
+    row = [
+        pairs["n"][0], number(pairs["improvement"], "+"), interval(pairs), number(pairs["t"], digits=4),
+        number(pairs["df"], digits=0), p_text(pairs["p"]) or pairs["note"],
+    ]  # fmt: skip
+    headings = ["pairs", "improvement", "95%-interval", "t", "df", "p"]
+    return Table(f"{title}: paired differences in BPB, equal seeds", headings, [row], "pairs improvement t df p")
 
 
 def readings_table(test: Mapping[str, Any], name: str) -> Table:
