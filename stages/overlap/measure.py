@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stages.overlap.documents import Documents
-from stages.overlap.shingles import Sample, Shingles, chosen
+from stages.shingles import Sample, Shingles, chosen
 
 BLOCK_TOKENS = 1 << 20
 EXAMPLES = 20

@@ -17,8 +17,8 @@ from stages.contract import Runtime, StageError
 from stages.overlap.config import Config
 from stages.overlap.documents import Documents
 from stages.overlap.measure import measure, read_val
-from stages.overlap.shingles import Shingles
 from stages.overlap.stage import run
+from stages.shingles import Shingles
 
 BOS = 1
 

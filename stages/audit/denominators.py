@@ -1,0 +1,137 @@
+"""T11: what a score was divided by. Its loss and its bits per byte give the bytes away, to one byte at eight decimals.
+
+    bytes = nats per token / ln 2 * targets / bits per byte
+
+Compared with the denominators that are known of the published validation set (`challenge.toml`), that shows bytes
+counted twice, a tail that was scored again, and a part of the set taken for all of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.audit.finding import Finding, Verdict
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One score as somebody published it. `decimals` say how far the two numbers can be trusted."""
+
+    name: str
+    nats_per_token: float
+    bpb: float
+    nats_decimals: int = 17
+    bpb_decimals: int = 17
+
+
+@dataclass(frozen=True)
+class Implied:
+    """The bytes that a claim implies, and how far they may be off by the rounding of its two numbers."""
+
+    bytes: float
+    tolerance: float
+
+
+def implied_bytes(claim: Claim, targets: int) -> Implied:
+    """The denominator of a claim over `targets` targets."""
+    found = claim.nats_per_token / math.log(2) * targets / claim.bpb
+    rounding = 0.5 * 10.0**-claim.nats_decimals / claim.nats_per_token + 0.5 * 10.0**-claim.bpb_decimals / claim.bpb
+    return Implied(found, found * rounding + 0.5)
+
+
+_PAIR = re.compile(r"(?:val_loss|\bvl)\s*[:=]\s*(\d+\.(\d+))\s+(?:val_)?bpb\s*[:=]\s*(\d+\.(\d+))")
+_TOKENS = re.compile(r"(?:val_loader\S*\s.*?tokens|val_tokens|target_tokens)\s*[:=]\s*([\d_,]+)")
+
+
+def claims_in_log(text: str) -> list[Claim]:
+    """Every pair of loss and bits per byte in a log, in the challenge's words or in #1033's abbreviations."""
+    claims: list[Claim] = []
+    for line in text.splitlines():
+        if match := _PAIR.search(line):
+            nats, nats_decimals, bpb, bpb_decimals = match.groups()
+            if float(nats) > 0 and float(bpb) > 0:
+                name = re.split(r"[\s:]", line.strip())[0]
+                claims.append(Claim(name, float(nats), float(bpb), len(nats_decimals), len(bpb_decimals)))
+    return claims
+
+
+def targets_in_log(text: str) -> int | None:
+    """The number of validation targets that a log tells, the last one it tells; None where it does not."""
+    found = _TOKENS.findall(text)
+    return int(found[-1].replace("_", "").replace(",", "")) if found else None
+
+
+def check_log(text: str, known: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """The exact scores of a log (six decimals or more) against the known denominators of its number of targets."""
+    targets = targets_in_log(text)
+    exact = [claim for claim in claims_in_log(text) if min(claim.nats_decimals, claim.bpb_decimals) >= 6]
+    if targets is None or not exact:
+        says = "the log names no number of targets" if targets is None else "the log has no score of six decimals"
+        return [_finding("unknown", "E2", says, {"targets": targets, "claims": len(exact)})]
+    return [check_claim(claim, targets, known) for claim in exact]
+
+
+def check_claim(claim: Claim, targets: int, known: Sequence[Mapping[str, Any]]) -> Finding:
+    """One claim over `targets` targets of the published validation set."""
+    implied = implied_bytes(claim, targets)
+    evidence: dict[str, Any] = {
+        "score": claim.name,
+        "targets": targets,
+        "implied_bytes": round(implied.bytes, 1),
+        "tolerance_bytes": round(implied.tolerance, 1),
+    }
+    rows = [row for row in known if row["targets"] == targets]
+    if not rows:
+        says = f"no denominator is known for {targets:,} targets: not the published validation set, or not all of it"
+        return _finding("unknown", "E1", says, evidence)
+    near = [row for row in rows if abs(row["bytes"] - implied.bytes) <= implied.tolerance]
+    if not near:
+        closest = min(rows, key=lambda row: abs(row["bytes"] - implied.bytes))
+        says = (
+            f"{claim.name} was divided by {implied.bytes:,.0f} bytes; no known way of counting gives that, the nearest "
+            f"is {closest['bytes']:,} ({closest['name']})"
+        )
+        return _finding("fail", "E2", says, {**evidence, "ratio": implied.bytes / closest["bytes"]})
+    return _recognised(claim, near, evidence)
+
+
+def _recognised(claim: Claim, near: Sequence[Mapping[str, Any]], evidence: dict[str, Any]) -> Finding:
+    names = [row["name"] for row in near]
+    verdicts = {row["verdict"] for row in near}
+    evidence = {**evidence, "known_as": names}
+    if len(verdicts) > 1:
+        says = f"{claim.name} is too roughly rounded to tell {' from '.join(names)}"
+        return _finding("unknown", "E2", says, evidence)
+    (verdict,) = verdicts
+    rule = near[0].get("rule", "E2")
+    if rule == "C4":
+        evidence["kind"] = "tail_rescored"
+    says = f"{claim.name} was divided by {evidence['implied_bytes']:,.0f} bytes: {' or '.join(names)}"
+    return _finding(verdict, rule, says, evidence)
+
+
+def check_score(score: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """A score of ours: its sums agree with one another; and with the known ones, where it is that many targets."""
+    again = score["nats"] / math.log(2) / score["bytes"]
+    sums = {"nats": score["nats"], "bytes": score["bytes"], "tokens": score["tokens"], "bpb": score["bpb"]}
+    if not math.isclose(again, score["bpb"], rel_tol=1e-12):
+        says = f"the score says {score['bpb']:.8f}; its own sums give {again:.8f}"
+        return [_finding("fail", "E2", says, {**sums, "again": again})]
+    findings = [_finding("pass", "E2", "bits per byte are nats / ln 2 / bytes, to the last bit of the sums", sums)]
+    rows = [row for row in known if row["targets"] == score["tokens"]]
+    if rows:
+        once = score.get("each_target_once", score)
+        claim = Claim("score", once["nats_per_token"], once["bpb"])
+        findings.append(check_claim(claim, once["tokens"], known))
+    else:
+        says = f"{score['tokens']:,} targets are not those of the published validation set, whose bytes are known"
+        findings.append(_finding("not_applicable", "E2", says, {"tokens": score["tokens"]}))
+    return findings
+
+
+def _finding(verdict: Verdict, rule: str, says: str, evidence: dict[str, Any]) -> Finding:
+    return Finding(rule=rule, detector="T11", verdict=verdict, says=says, evidence=evidence)

@@ -1,0 +1,262 @@
+"""T13: does the archive, or the code, hold text of the validation set?
+
+Every layer is looked through: the file, what its sections decode to step by step, the tensors; of the code its long
+literals, decoded. Val is looked for as text and as tokens of two bytes, low or high byte first. Both sides are cut into
+runs of 32 bytes and compared by hash; of a long val a share of the runs is drawn by their hash, so that what is found
+certainly is a stretch of a few times that share. Runs of few different bytes, which occur everywhere, don't count.
+
+What it cannot see: text that was enciphered, or spread over the bits of weights. That val never reaches what makes the
+archive is shown by lineage; this is the second lock.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import zstandard
+from torch import Tensor
+
+from model.archive import CHECKSUM, DAMAGE, MAGIC, PREFIX, list_sections, read_quantized
+from model.quantized import Coded
+from stages.audit.finding import Finding
+from stages.shingles import Shingles, chosen
+
+RUN_BYTES = 32
+MAX_RUNS = 1 << 20  # of each form that are looked for
+LEAST_DIFFERENT = 8  # bytes in a run, or it is filling
+LEAST_BYTES = 256  # found in one layer, before it is more than an accident
+MAX_DEPTH = 4
+MAX_LAYER_BYTES = 1 << 30  # what a layer may grow to: a bomb is told, not opened
+_BLOCK = 1 << 20
+_NOTHING = np.empty(0, dtype=np.uint64)
+
+Layer = tuple[str, bytes]
+Peeler = Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True)
+class Needles:
+    """Runs of val in one form: sorted hashes, one in `one_in` of all there are."""
+
+    form: str
+    hashes: np.ndarray
+    one_in: int
+
+    def count_in(self, data: np.ndarray) -> int:
+        """About how many bytes of `data` (uint8) lie in runs of val."""
+        found = 0
+        for hashes in _runs(data):
+            wanted = chosen(hashes, self.one_in)
+            at = np.minimum(np.searchsorted(self.hashes, wanted), max(len(self.hashes) - 1, 0))
+            found += int((self.hashes[at] == wanted).sum()) if len(self.hashes) else 0
+        return found * self.one_in
+
+
+def val_needles(tokenizer: sentencepiece.SentencePieceProcessor, tokens: np.ndarray) -> list[Needles]:
+    """Val as text and as tokens of two bytes."""
+    pieces = [_piece_bytes(tokenizer, i) for i in range(tokenizer.vocab_size())]
+    lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
+    starts, joined = np.cumsum(lengths) - lengths, np.frombuffer(b"".join(pieces), dtype=np.uint8)
+
+    def text() -> Iterator[np.ndarray]:
+        for block in _blocks(tokens):
+            ids = block.astype(np.int64)
+            counts = lengths[ids]
+            offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            yield joined[np.repeat(starts[ids], counts) + offsets]
+
+    low_first = (block.astype("<u2").view(np.uint8) for block in _blocks(tokens))
+    high_first = (block.astype(">u2").view(np.uint8) for block in _blocks(tokens))
+    forms = {"text": text(), "tokens, low byte first": low_first, "tokens, high byte first": high_first}
+    return [_needles(form, blocks) for form, blocks in forms.items()]
+
+
+def _piece_bytes(tokenizer: sentencepiece.SentencePieceProcessor, i: int) -> bytes:
+    if tokenizer.is_byte(i):
+        return bytes([int(tokenizer.id_to_piece(i)[3:-1], 16)])
+    if tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i):
+        return b""
+    return tokenizer.id_to_piece(i).replace("▁", " ").encode()
+
+
+def _needles(form: str, blocks: Iterable[np.ndarray]) -> Needles:
+    """Drawn so that at most `MAX_RUNS` remain."""
+    kept, one_in = _NOTHING, 1
+    for block in blocks:
+        for begin in range(0, len(block), _BLOCK):
+            # A run over a border of blocks is missed, which is one of many.
+            piece = block[begin : begin + _BLOCK]
+            hashes = next(_runs(piece), _NOTHING)
+            kept = np.concatenate([kept, chosen(hashes[_varied(piece)[: len(hashes)]], one_in)])
+        while len(kept) > MAX_RUNS:
+            one_in *= 2
+            kept = chosen(kept, one_in)
+    return Needles(form, np.unique(kept), one_in)
+
+
+def _varied(data: np.ndarray) -> np.ndarray:
+    """Which runs of `data` (uint8 [N]) have enough different bytes: judged by the changes from byte to byte."""
+    if len(data) < RUN_BYTES:
+        return np.zeros(0, dtype=bool)
+    # A byte counts where it differs from those one, two and four places before: periods of filling don't count.
+    new = np.ones(len(data), dtype=np.int32)
+    for distance in (1, 2, 4):
+        new[distance:] &= data[distance:] != data[:-distance]
+    sums = np.concatenate([[0], np.cumsum(new)])
+    return sums[RUN_BYTES:] - sums[:-RUN_BYTES] >= LEAST_DIFFERENT
+
+
+def _runs(data: np.ndarray) -> Iterator[np.ndarray]:
+    """Hashes of all runs of `data`, block by block."""
+    shingles = Shingles(RUN_BYTES, -1, _BLOCK)
+    for begin in range(0, len(data), _BLOCK):
+        yield shingles.feed(data[begin : begin + _BLOCK].astype(np.uint16))
+
+
+def _blocks(tokens: np.ndarray) -> Iterator[np.ndarray]:
+    for begin in range(0, len(tokens), _BLOCK // 4):
+        yield tokens[begin : begin + _BLOCK // 4]
+
+
+def check_layers(needles: list[Needles], layers: Iterable[Layer]) -> Finding:
+    """Look for val in every layer of what is submitted."""
+    looked: dict[str, int] = {}
+    found: list[dict[str, object]] = []
+    for name, data in layers:
+        looked[name] = len(data)
+        view = np.frombuffer(data, dtype=np.uint8)
+        for needle in needles:
+            if (count := needle.count_in(view)) >= LEAST_BYTES:
+                found.append({"layer": name, "form": needle.form, "bytes": count})
+    evidence = {
+        "layers": len(looked),
+        "bytes": sum(looked.values()),
+        "forms": [needle.form for needle in needles],
+        "one_in": {needle.form: needle.one_in for needle in needles},
+        "found": found[:20],
+    }
+    if found:
+        worst = max(found, key=lambda each: int(str(each["bytes"])))
+        says = f"about {worst['bytes']:,} bytes of {worst['layer']} are validation {worst['form']}"
+        return Finding(rule="E4", detector="T13", verdict="fail", says=says, evidence=evidence)
+    says = f"no run of validation text or tokens in {len(looked)} layers, {sum(looked.values()):,} bytes"
+    return Finding(rule="E4", detector="T13", verdict="pass", says=says, evidence=evidence)
+
+
+def archive_layers(path: Path) -> Iterator[Layer]:
+    """The layers of an archive of ours, or of any file that common compressors made."""
+    content = path.read_bytes()
+    yield path.name, content
+    if content[:4] != MAGIC:
+        yield from peeled(path.name, content)
+        return
+    _, _, header_bytes = PREFIX.unpack_from(content)
+    begin = PREFIX.size + header_bytes
+    yield f"{path.name}: header", zlib.decompress(content[PREFIX.size : begin])
+    for section in list_sections(path):
+        body = content[begin : begin + section.bytes]
+        begin += section.bytes
+        name = f"{path.name}: {section.label}"
+        for number, step in enumerate(reversed(section.chain.bytes)):
+            body = step.decode(body)
+            yield f"{name}, decoded {number + 1}", body
+        yield from peeled(name, body)
+    if begin != len(content) - CHECKSUM.size:
+        yield f"{path.name}: rest", content[begin:]
+    tensors, _, _ = read_quantized(path)
+    yield from tensor_layers(tensors)
+
+
+def tensor_layers(tensors: Mapping[str, Coded | Tensor]) -> Iterator[Layer]:
+    """Every tensor as it lies in memory, and as tokens where its values are whole numbers."""
+    for name, tensor in tensors.items():
+        parts = {"codes": tensor.codes, "scales": tensor.scales} if isinstance(tensor, Coded) else {"": tensor}
+        for part, values in parts.items():
+            label = f"tensor {name} {part}".rstrip()
+            array = values.detach().cpu().contiguous().numpy()
+            yield label, array.tobytes()
+            if array.dtype.kind == "f" and array.size and _whole(array):
+                yield f"{label} as ids", array.astype("<u2").tobytes()
+
+
+def _whole(array: np.ndarray) -> bool:
+    return bool(np.isfinite(array).all() and array.min() >= 0 and array.max() < 1 << 16 and (array % 1 == 0).all())
+
+
+def code_layers(path: Path) -> Iterator[Layer]:
+    """The code, and what its long literals hold, decoded from base 64 or 85 and decompressed."""
+    content = path.read_bytes()
+    yield path.name, content
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        return  # no Python: its bytes were looked at
+    literals = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str | bytes)]
+    for number, literal in enumerate(each for each in literals if len(each) >= LEAST_BYTES):
+        data = literal.encode("utf-8", errors="surrogatepass") if isinstance(literal, str) else literal
+        name = f"{path.name}: literal {number + 1}"
+        yield name, data
+        for kind, decode in (("base85", base64.b85decode), ("base64", base64.b64decode), ("hex", binascii.unhexlify)):
+            try:
+                decoded = decode(data)
+            except (ValueError, binascii.Error):
+                continue
+            yield f"{name}, {kind}", decoded
+            yield from peeled(f"{name}, {kind}", decoded)
+
+
+def peeled(name: str, data: bytes, depth: int = 0) -> Iterator[Layer]:
+    """What compressors and containers hold, one inside another."""
+    if depth == MAX_DEPTH:
+        return
+    for kind, peel in PEELERS.items():
+        try:
+            inner = peel(data)
+        except (*DAMAGE, OSError, zipfile.BadZipFile, NotImplementedError, MemoryError):
+            continue
+        if inner:
+            yield f"{name} > {kind}", inner
+            yield from peeled(f"{name} > {kind}", inner, depth + 1)
+
+
+def _zstd(data: bytes) -> bytes:
+    if data[:4] != b"\x28\xb5\x2f\xfd":
+        return b""
+    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)) as stream:
+        return stream.read(MAX_LAYER_BYTES)
+
+
+def _raw_lzma(data: bytes) -> bytes:
+    """As our bundle packs it; other data ends in an error at once, mostly."""
+    return lzma.decompress(data, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA1, "preset": 9, "pb": 0}])
+
+
+def _zip(data: bytes) -> bytes:
+    if data[:2] != b"PK":
+        return b""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.save writes one
+        return b"".join(archive.read(name) for name in archive.namelist())
+
+
+PEELERS: Mapping[str, Peeler] = {
+    "zlib": lambda data: zlib.decompressobj().decompress(data, MAX_LAYER_BYTES),
+    "gzip": lambda data: gzip.decompress(data) if data[:2] == b"\x1f\x8b" else b"",
+    "bz2": lambda data: bz2.decompress(data) if data[:3] == b"BZh" else b"",
+    "xz": lambda data: lzma.LZMADecompressor().decompress(data, MAX_LAYER_BYTES),
+    "lzma": _raw_lzma,
+    "zstd": _zstd,
+    "zip": _zip,
+}
