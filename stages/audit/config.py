@@ -11,15 +11,18 @@ from stages.contract import StageSpec
 
 
 class Config(StageConfig):
-    """Archive, val shards, scores and ledgers -> a verdict per rule, with evidence.
+    """Archive, val shards, scores, ledgers and records -> a verdict per rule, with evidence.
 
     Roles `scores` and `ledgers` have one folder per protocol, named as in the recipe: `<name>/score.json`,
-    `<name>/ledger.json` and so on, as `evaluate` wrote them.
+    `<name>/ledger.json` and so on, as `evaluate` wrote them. `records` is the flow's account of all other steps.
     """
 
     SPEC: ClassVar[StageSpec] = StageSpec(
         name="audit",
-        inputs=("archive", "tokenizer", "val", "scores", "ledgers"),
+        inputs=(
+            *("archive", "bundle", "sizes", "tokenizer", "val", "scores", "ledgers"),
+            *("overlap", "records"),
+        ),
         outputs=("verdict",),
         libraries=("torch",),
         accelerated=True,
@@ -27,6 +30,9 @@ class Config(StageConfig):
 
     protocols: dict[str, dict[str, Any]] = Field(
         default={}, description="Set by the wiring: evaluate's configuration, whole, of every protocol that is audited."
+    )
+    challenge: dict[str, Any] = Field(
+        default={}, description="Set by the wiring: the rules, limits and policies of configs/challenge.toml."
     )
     deep: bool = Field(default=False, description="Also what costs as much as scoring again, or needs a closed world.")
     share: float = Field(

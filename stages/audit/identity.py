@@ -1,4 +1,4 @@
-"""T16 and lineage: is the score of the archive that is weighed, and is the archive made from what it may be made from?"""
+"""T16 and lineage: the score is of the archive that is weighed, and that is made from what it may be made from."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """From findings to verdicts: the worst finding of each rule, and what each policy makes of them all.
 
-A policy is data (`configs/challenge.toml`): the rules that decide, and limits that a finding's figures are held against.
+A policy is data (`configs/challenge.toml`): the rules that decide, and the limits that figures of findings must keep.
 A rule that has no finding was not looked at, so it is unknown and so is the whole; a doubt is never rounded to a pass.
 """
 

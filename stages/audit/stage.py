@@ -1,4 +1,4 @@
-"""Audit a finished run: every protocol's detectors, and one verdict per rule."""
+"""Audit a finished run: every detector's findings, one verdict per rule, and what each policy makes of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
+
+from model.bytes import ByteTable
+from model.load import open_stream
+from stages.audit.account import Account
 from stages.audit.config import Config
-from stages.contract import Runtime
+from stages.audit.on_record import audit_run, audit_score
+from stages.audit.verdict import Examined, report, verdict_table, write_verdict
+from stages.contract import Runtime, StageError, fresh_role
 
 
 def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime) -> dict[str, Any]:
-    """Write `verdict/verdict.json`."""
-    raise NotImplementedError
+    """Write `verdict/verdict.json`. A broken rule is a finding and no error."""
+    if not config.protocols or not config.challenge:
+        raise StageError("the audit is told protocols and rules by the wiring; got none; use `fairway run` or `audit`")
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(inputs["tokenizer"] / "tokenizer.model"))
+        stream = open_stream(inputs["val"], ByteTable.load(inputs["tokenizer"] / "bytes.npy").vocab)
+        account = Account.read(inputs["records"] / "records.json")
+        findings = audit_run(inputs, stream, tokenizer, account, config.challenge)
+        scores: dict[str, Examined] = {}
+        for name in sorted(config.protocols):
+            folders = inputs["scores"] / name, inputs["ledgers"] / name
+            scores[name] = Examined(audit_score(folders, name, stream, tokenizer, account, config.challenge))
+            runtime.report_progress(len(scores), len(config.protocols), "scores")
+    except (ValueError, OSError) as error:
+        raise StageError(str(error)) from error
+    table = verdict_table(findings, scores, config.challenge)
+    write_verdict(fresh_role(out, "verdict"), table)
+    return report(table)
