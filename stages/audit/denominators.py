@@ -16,6 +16,8 @@ from typing import Any
 
 from stages.audit.finding import Finding, Verdict
 
+TAIL = "I26"  # the class of a tail that is scored again
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -101,17 +103,23 @@ def check_claim(claim: Claim, targets: int, known: Sequence[Mapping[str, Any]]) 
 
 def _recognised(claim: Claim, near: Sequence[Mapping[str, Any]], evidence: dict[str, Any]) -> Finding:
     names = [row["name"] for row in near]
-    verdicts = {row["verdict"] for row in near}
+    verdicts = {_verdict(row) for row in near}
     evidence = {**evidence, "known_as": names}
     if len(verdicts) > 1:
         says = f"{claim.name} is too roughly rounded to tell {' from '.join(names)}"
         return _finding("unknown", "E2", says, evidence)
-    (verdict,) = verdicts
-    rule = near[0].get("rule", "E2")
+    ((verdict, rule),) = verdicts
     if rule == "C4":
         evidence["kind"] = "tail_rescored"
     says = f"{claim.name} was divided by {evidence['implied_bytes']:,.0f} bytes: {' or '.join(names)}"
     return _finding(verdict, rule, says, evidence)
+
+
+def _verdict(row: Mapping[str, Any]) -> tuple[Verdict, str]:
+    """(verdict, rule) of a known denominator. A tail that is scored again counts bytes well and targets twice."""
+    if row["sound"]:
+        return "pass", "E2"
+    return "fail", "C4" if row["class"] == TAIL else "E2"
 
 
 def check_score(score: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> list[Finding]:

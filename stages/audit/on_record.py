@@ -1,9 +1,10 @@
-"""The half of the audit that asks no network: bytes, data, sizes, clocks, identity. Everything is read, nothing rerun."""
+"""The half of the audit that asks no network: bytes, data, sizes, clocks, identity. All is read, nothing runs again."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def audit_score(
     step = account.evaluations().get(name)
     findings = [
         check_counted_bytes(tokenizer, stream.read(0, once["tokens"] + 1), once["tokens"], once["bytes"]),
-        *check_score(score, challenge["denominators"]),
+        *check_score(score, challenge["fingerprint"]),
         check_score_files(score, ledger, step),
     ]
     return [*findings, check_evaluation_clock(step, challenge)] if step is not None else findings
@@ -85,7 +86,7 @@ def audit_score(
 def sample_documents(tokens: np.ndarray, bos: int, count: int = DOCUMENTS) -> list[list[int]]:
     """Up to `count` whole documents of the beginning of a stream, evenly spread, BOS left out."""
     starts = np.flatnonzero(tokens == bos)
-    whole = [(int(a) + 1, int(b)) for a, b in zip(starts[:-1], starts[1:], strict=True) if b - a > 1]
+    whole = [(int(a) + 1, int(b)) for a, b in pairwise(starts) if b - a > 1]
     step = max(1, len(whole) // count)
     return [tokens[a:b].tolist() for a, b in whole[::step][:count]]
 

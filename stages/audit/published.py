@@ -62,7 +62,7 @@ def _denominators(published: Mapping[str, Any], challenge: Mapping[str, Any]) ->
         if name.startswith(NATS) and scores:
             for seed, nats, bpb in zip(published["seeds"], losses, scores, strict=True):
                 claim = Claim(f"{name.removeprefix(NATS)} of seed {seed}", nats, bpb, 8, 8)
-                findings.append(check_claim(claim, targets, challenge["denominators"]))
+                findings.append(check_claim(claim, targets, challenge["fingerprint"]))
     return findings or [
         Finding(rule="E2", detector="T11", verdict="not_applicable", says="no loss stands beside a published score")
     ]

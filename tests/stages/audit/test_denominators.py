@@ -9,7 +9,7 @@ import pytest
 from configs.load import challenge
 from stages.audit.denominators import Claim, check_claim, check_log, check_score, claims_in_log, implied_bytes
 
-KNOWN = challenge()["denominators"]
+KNOWN = challenge()["fingerprint"]
 SP1024 = 62_021_632
 # Lines of published logs: (loss, bits per byte, what the denominator says).
 PUBLISHED = {

@@ -80,9 +80,9 @@ def test_the_data_fits_together():
         assert set(policy["rules"]) <= set(RULES["rules"])
         assert {limit["rule"] for limit in policy["limits"]} <= set(policy["rules"])
         assert all(set(limit) == {"rule", "figure", "at_most"} for limit in policy["limits"])
-    assert all({"name", "targets", "bytes", "verdict"} <= set(row) for row in RULES["denominators"])
+    assert all({"name", "targets", "bytes", "sound"} <= set(row) for row in RULES["fingerprint"])
     assert all({"question", "source"} == set(ruling) for ruling in RULES["rulings"].values())
     for name, known in RULES["validation"].items():
         assert any(
-            (row["targets"], row["bytes"]) == (known["targets"], known["bytes"]) for row in RULES["denominators"]
+            (row["targets"], row["bytes"]) == (known["targets"], known["bytes"]) for row in RULES["fingerprint"]
         ), name
