@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,19 +12,34 @@ from model.weights import FormatError, load_weights
 from stages.contract import StageError
 
 
-def mean_weights(paths: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(mean, metadata) of weight files that hold the same network. Sums are fp64, the result has the files' dtypes.
+def mean(states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of tensors by name. Sums are fp64, the result has the dtypes of the first.
 
     So the mean of equal weights is that weight, bit for bit, in whatever order. Published sums in bf16 lose digits.
     """
+    dtypes: dict[str, torch.dtype] = {}
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for state in states:
+        for name, tensor in state.items():
+            dtypes.setdefault(name, tensor.dtype)
+            sums[name] = sums[name] + tensor if name in sums else tensor.double()
+        count += 1
+    return {name: (total / count).to(dtypes[name]) for name, total in sums.items()}
+
+
+def mean_weights(paths: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(mean, metadata) of weight files that hold the same network."""
     first, metadata = _load(paths[0])
-    sums = {name: tensor.double() for name, tensor in first.items()}
-    for path in paths[1:]:
-        tensors, other = _load(path)
-        _refuse_different(paths[0], first, metadata, path, tensors, other)
-        for name, tensor in tensors.items():
-            sums[name] += tensor
-    return {name: (total / len(paths)).to(first[name].dtype) for name, total in sums.items()}, metadata
+
+    def states() -> Iterator[dict[str, Tensor]]:
+        yield first
+        for path in paths[1:]:
+            tensors, other = _load(path)
+            _refuse_different(paths[0], first, metadata, path, tensors, other)
+            yield tensors
+
+    return mean(states()), metadata
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
