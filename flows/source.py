@@ -1,7 +1,7 @@
-"""What `bundle` packs: the network, the formats and the hot modules of the stages that the submission needs.
+"""What `bundle` packs: the submitted program, and every module that it imports.
 
 Not packed: `config.py`, `stage.py` and `__main__.py` of a stage, which need pydantic or a job file. So that this holds,
-hot modules import their configuration under `if TYPE_CHECKING` only.
+hot modules import their configuration under `if TYPE_CHECKING` only. A recipe's program is a part of these modules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flows.closure import ROOT, SourceTree
 from flows.river import Input
 from stages.contract import StageError
 
-ROOMS = ("stages/train", "stages/average", "stages/quantize", "stages/compress", "stages/evaluate")
+ROOTS = ("stages.submission",)
 LEFT_OUT = {"config.py", "stage.py", "__main__.py", "__init__.py"}
 
 
@@ -31,7 +31,7 @@ def bundle_source(root: Path = ROOT, tree: SourceTree | None = None) -> Input:
     tree = tree or SourceTree(root)
     digests: dict[str, str] = {}
     files: dict[str, Path] = {}
-    for module in roots(root):
+    for module in ROOTS:
         closure = tree.closure(module)
         digests |= closure.whole
         files |= closure.files
@@ -44,13 +44,6 @@ def bundle_source(root: Path = ROOT, tree: SourceTree | None = None) -> Input:
     digest = hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
     packed = (path for path in files if files[path].name != "__init__.py")
     return Input(digest, tuple(_file(path, files[path]) for path in sorted(packed)))
-
-
-def roots(root: Path = ROOT) -> list[str]:
-    """The modules from which the packed closure starts: all of `model`, and the hot modules of `ROOMS`."""
-    paths = [*(root / "model").glob("*.py"), *(path for room in ROOMS for path in (root / room).glob("*.py"))]
-    hot = [p for p in paths if p.name not in LEFT_OUT or (p.parent.name == "model" and p.name == "config.py")]
-    return sorted(".".join(path.relative_to(root).with_suffix("").parts) for path in hot)
 
 
 def _file(path: str, file: Path) -> File:

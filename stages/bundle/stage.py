@@ -1,4 +1,4 @@
-"""Our modules and the recipe -> the packed code that would be submitted."""
+"""Our modules and the recipe -> the one program that is submitted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.bundle.config import Config
-from stages.bundle.minify import minified
 from stages.bundle.pack import pack
+from stages.bundle.program import program
 from stages.contract import Runtime, StageError, fresh_role
 
 
@@ -19,19 +19,15 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
     if not paths:
         raise StageError("bundle packs the modules of `source`; there are none; start from a source tree")
     modules: dict[str, str] = {}
-    source_bytes = 0
     for path in paths:
-        source = path.read_text(encoding="utf-8")
         name = ".".join(path.relative_to(root).with_suffix("").parts)
-        modules[name] = minified(source, path.relative_to(root).as_posix())
-        source_bytes += len(source.encode())
-        runtime.report_progress(len(modules), len(paths), "modules")
-    text = pack(modules, config.recipe)
+        modules[name] = path.read_text(encoding="utf-8")
+    source = program(modules, config.recipe)
     target = fresh_role(out, "bundle") / "train_gpt.py"
-    target.write_text(text, encoding="ascii", newline="\n")
+    target.write_text(pack(source), encoding="ascii", newline="\n")
     return {
         "code_bytes": target.stat().st_size,
         "modules": len(modules),
-        "source_bytes": source_bytes,
-        "minified_bytes": sum(len(source.encode()) for source in modules.values()),
+        "source_bytes": sum(len(source.encode()) for source in modules.values()),
+        "minified_bytes": len(source.encode()),
     }

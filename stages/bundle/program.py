@@ -1,0 +1,63 @@
+"""Modules and a recipe -> the source of one small program: strip, merge, fold, shake, shorten, minify."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from python_minifier import minify
+
+from stages.bundle.merge import in_order, merge
+from stages.bundle.shake import shake
+from stages.bundle.shorten import shorten, unmark
+from stages.bundle.strip import Strip
+from stages.contract import StageError
+
+ENTRY = "stages.submission"  # the module whose function `main` is the program
+
+
+def program(sources: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
+    """The program's source. `sources`: source by module name; what of it the entry does not reach is left out."""
+    if ENTRY not in sources:
+        raise StageError(f"the program is {ENTRY}; the source tree does not have it; start from a whole one")
+    trees = {name: stripped(name, source) for name, source in sources.items()}
+    module = shake(merge(trees, ENTRY), "main")
+    preserved = ["main", *classes_asked_for_their_names(trees)]
+    source = ast.unparse(ast.fix_missing_locations(shorten(module)))
+    small = minify(
+        source,
+        remove_literal_statements=True,
+        rename_globals=True,
+        preserve_globals=preserved,
+        hoist_literals=False,  # what repeats is cheap once the whole is compressed; measured
+    )
+    return f"{unmark(small)}\nif __name__=='__main__':main({literal(recipe)})\n"
+
+
+def stripped(name: str, source: str) -> ast.Module:
+    """A module's tree without what does not act."""
+    path = name.replace(".", "/") + ".py"
+    try:
+        return Strip().visit(ast.parse(source, path))
+    except (SyntaxError, ValueError) as error:
+        raise StageError(f"what is packed is Python source; {path} is not: {error}; mend it") from error
+
+
+def classes_asked_for_their_names(trees: Mapping[str, ast.Module]) -> list[str]:
+    """Classes of modules that read a `__name__`: there it is data, as in an archive's table of steps."""
+    found: list[str] = []
+    for name in in_order(trees, ENTRY):
+        nodes = list(ast.walk(trees[name]))
+        if any(isinstance(node, ast.Attribute) and node.attr == "__name__" for node in nodes):
+            found += [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    return found
+
+
+def literal(value: Any) -> str:
+    """A JSON value as Python source without blanks."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key!r}:{literal(each)}" for key, each in sorted(value.items())) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(literal(each) for each in value) + "]"
+    return repr(value)

@@ -1,0 +1,105 @@
+"""What of a module does not act: docstrings, annotations, type-checking imports, `cast`, the tails of error texts."""
+
+from __future__ import annotations
+
+import ast
+
+FIELDS = {"dataclass", "NamedTuple"}
+
+
+class Strip(ast.NodeTransformer):
+    """Drops it. `classes` are the names of classes so far: annotations of fields keep those, since code may ask."""
+
+    def __init__(self) -> None:
+        self._classes: set[str] = set()
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        """The modules of `if TYPE_CHECKING` are not packed, and their names serve annotations only."""
+        self.generic_visit(node)
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return node.orelse
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """No annotations, no docstring."""
+        self.generic_visit(node)
+        node.returns = None
+        for each in ast.walk(node.args):
+            if isinstance(each, ast.arg):
+                each.annotation = None
+        node.body = without_text(node.body) or [ast.Pass()]
+        return node
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        """No docstring, and no texts under constants."""
+        self.generic_visit(node)
+        node.body = without_text(node.body)
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        """Fields of dataclasses and named tuples keep a type each; other annotations without a value go."""
+        has_fields = bool(FIELDS & {n.id for part in (*node.decorator_list, *node.bases) for n in names(part)})
+        body: list[ast.stmt] = []
+        for statement in without_text(node.body):
+            if isinstance(statement, ast.AnnAssign) and has_fields:
+                if any(name.id == "ClassVar" for name in names(statement.annotation)):
+                    continue
+                kept = isinstance(statement.annotation, ast.Name) and statement.annotation.id in self._classes
+                statement.annotation = statement.annotation if kept else ast.Name("int", ast.Load())
+                if statement.value:
+                    statement.value = self.visit(statement.value)
+                body.append(statement)
+            else:
+                visited = self.visit(statement)
+                body += visited if isinstance(visited, list) else [visited] if visited else []
+        if any(name.id == "Protocol" for part in node.bases for name in names(part)):
+            node.bases, body = [], []
+        node.body = body or [ast.Pass()]
+        node.bases = [self.visit(base) for base in node.bases]
+        self._classes.add(node.name)
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        """A plain assignment, or nothing."""
+        self.generic_visit(node)
+        return ast.copy_location(ast.Assign([node.target], node.value), node) if node.value else None
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """`cast` is its second argument."""
+        self.generic_visit(node)
+        return node.args[1] if isinstance(node.func, ast.Name) and node.func.id == "cast" else node
+
+    def visit_Assert(self, node: ast.Assert) -> None:
+        """Ours tell a type checker what holds by construction."""
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        """Of "rule; what came; what to do" the bundle says the rule: whoever runs it has its source to ask."""
+        self.generic_visit(node)
+        if isinstance(node.exc, ast.Call):
+            node.exc.args = [first_clause(arg) for arg in node.exc.args]
+        return node
+
+
+def names(node: ast.AST) -> list[ast.Name]:
+    """Every name in a node."""
+    return [each for each in ast.walk(node) if isinstance(each, ast.Name)]
+
+
+def without_text(body: list[ast.stmt]) -> list[ast.stmt]:
+    """Statements that are no constants."""
+    return [each for each in body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
+
+
+def first_clause(text: ast.expr) -> ast.expr:
+    """An error's text up to its first semicolon."""
+    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+        return ast.Constant(text.value.split(";")[0])
+    if isinstance(text, ast.JoinedStr):
+        kept: list[ast.expr] = []
+        for part in text.values:
+            if isinstance(part, ast.Constant) and ";" in part.value:
+                kept.append(ast.Constant(part.value.split(";")[0]))
+                break
+            kept.append(part)
+        return ast.JoinedStr(kept) if any(isinstance(part, ast.FormattedValue) for part in kept) else kept[0]
+    return text
