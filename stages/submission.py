@@ -1,8 +1,8 @@
 """What is submitted: one program that trains, averages, quantises, compresses and scores, with its recipe baked in.
 
-The stage `bundle` packs this module and all that it reaches into `train_gpt.py` and calls `main(recipe)` at its end. The
-arithmetic is that of the stages, whose hot modules are called here in one process per rank: on the same device with the
-same seed the archive is the pipeline's, byte for byte.
+The stage `bundle` packs this module and all that it reaches into `train_gpt.py` and calls `main(recipe)` at its end.
+The arithmetic is that of the stages, whose hot modules are called here in one process per rank: on the same device with
+the same seed the archive is the pipeline's, byte for byte.
 
     torchrun --standalone --nproc_per_node=8 train_gpt.py      # trains, writes final_model.fwy, scores it
     train_gpt.py --score-only [final_model.fwy]                # scores an archive; no train shards needed
@@ -117,7 +117,8 @@ class Process:
     def log(self, text: str) -> None:
         """A line of the log."""
         if not self.rank:
-            print(text, flush=True)
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
 
 
 class Snapshots:
@@ -169,9 +170,9 @@ def main(recipe: Mapping[str, Any]) -> None:
     code = Path(__file__).read_bytes()
     words = sys.argv[1:]
     if words == ["--code-bytes"]:
-        print(len(code))
+        sys.stdout.write(f"{len(code)}\n")
     elif words == ["--recipe"]:
-        print(json.dumps(recipe))
+        sys.stdout.write(json.dumps(recipe) + "\n")
     elif words and (words[0] != "--score-only" or len(words) > 2):
         sys.exit("usage: train_gpt.py [--score-only [ARCHIVE] | --code-bytes | --recipe]")
     else:

@@ -68,7 +68,11 @@ def imported(statement: ast.stmt) -> Iterator[tuple[str, str, str]]:
     """(module, name in it or "", local name) of an import; submodules of a package are modules."""
     if isinstance(statement, ast.Import):
         for alias in statement.names:
-            yield (alias.name if alias.asname else alias.name.split(".")[0]), "", alias.asname or alias.name.split(".")[0]
+            yield (
+                (alias.name if alias.asname else alias.name.split(".")[0]),
+                "",
+                alias.asname or alias.name.split(".")[0],
+            )
     elif isinstance(statement, ast.ImportFrom):
         for alias in statement.names:
             yield statement.module or "", alias.name, alias.asname or alias.name
@@ -100,7 +104,7 @@ def names_bound_by(statement: ast.stmt) -> list[str]:
     """What a statement at the top of a module defines."""
     if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
         return [statement.name]
-    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]  # pyright: ignore
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]  # pyright: ignore[reportAttributeAccessIssue]
     return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
 
 
@@ -116,7 +120,9 @@ def spell(modules: list[Module], trees: Mapping[str, ast.Module]) -> dict[Symbol
     }
     spelled: dict[Symbol, str] = {}
     taken = {*dir(builtins), *keyword.kwlist}
-    own = {(module.name, name) for module in modules for name in module.names if module.names[name] == (module.name, name)}
+    own = {
+        (module.name, name) for module in modules for name in module.names if module.names[name] == (module.name, name)
+    }
     for module in modules:
         for local, symbol in module.names.items():
             if symbol in spelled or (symbol[0] in trees and not symbol[1]):
@@ -235,12 +241,12 @@ class Renamer(ast.NodeTransformer):
         return node
 
     def _visit_comprehension(self, node: ast.AST) -> ast.AST:
-        self._scopes.append({n.id for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)})  # pyright: ignore
+        self._scopes.append({n.id for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)})  # pyright: ignore[reportAttributeAccessIssue]
         self.generic_visit(node)
         self._scopes.pop()
         return node
 
-    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _visit_comprehension  # noqa: N815
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _visit_comprehension
 
 
 def bound_in(function: ast.FunctionDef | ast.Lambda) -> set[str]:
@@ -269,7 +275,9 @@ def bound_by(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Lambda):
         return
     if isinstance(node, COMPREHENSIONS):  # only := reaches out of one
-        yield from (n.target.id for n in ast.walk(node) if isinstance(n, ast.NamedExpr) and isinstance(n.target, ast.Name))
+        yield from (
+            n.target.id for n in ast.walk(node) if isinstance(n, ast.NamedExpr) and isinstance(n.target, ast.Name)
+        )
         return
     for child in ast.iter_child_nodes(node):
         yield from bound_by(child)

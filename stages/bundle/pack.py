@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import lzma
 
-# Raw LZMA, since a container's header and checksum would be 60 bytes; decoders of the standard library only. pb = 0: text
-# has no alignment. How many bits of the last letter help (lc) depends on the program.
+# Raw LZMA, since a container's header and checksum would be 60 bytes; decoders of the standard library only. pb = 0:
+# text has no alignment. How many bits of the last letter help (lc) depends on the program.
 PRESET = 9 | lzma.PRESET_EXTREME
 LITERAL_CONTEXTS = range(5)
 
@@ -28,4 +28,6 @@ def pack(source: str) -> str:
 
 def compressed(data: bytes, lc: int) -> bytes:
     """One raw stream."""
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA1, "preset": PRESET, "lc": lc, "pb": 0}])
+    return lzma.compress(
+        data, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA1, "preset": PRESET, "lc": lc, "pb": 0}]
+    )

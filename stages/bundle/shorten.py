@@ -53,7 +53,11 @@ def short_attributes(module: ast.Module) -> ast.Module:
     own, taken, uses = set[str](), set[str](), Counter[str]()
     for node in ast.walk(module):
         if isinstance(node, ast.ClassDef):
-            fields = {each.target.id for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)}
+            fields = {
+                each.target.id
+                for each in node.body
+                if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+            }
             taken |= fields  # the names of arguments, too
             own |= {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
         elif isinstance(node, ast.Attribute):
@@ -64,7 +68,9 @@ def short_attributes(module: ast.Module) -> ast.Module:
             taken.add(node.value)
     private = {name for name in own - taken if name.startswith("_") and not name.startswith("__")}
     names = fresh(taken | set(uses) | own)
-    renamed = {name: next(names) for name, _ in sorted(uses.items(), key=lambda each: (-each[1], each[0])) if name in private}
+    renamed = {
+        name: next(names) for name, _ in sorted(uses.items(), key=lambda each: (-each[1], each[0])) if name in private
+    }
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute):
             node.attr = renamed.get(node.attr, node.attr)

@@ -9,7 +9,7 @@ import pytest
 
 from artifacts.record import digest_files
 from flows.closure import ROOT
-from flows.source import bundle_source, roots
+from flows.source import bundle_source
 from stages.contract import StageError
 
 
@@ -22,9 +22,11 @@ def tree(tmp_path: Path) -> Path:
         "stages/__init__.py": "",
         "stages/contract.py": "NAME = 'contract'\n",
         "stages/train/__init__.py": "",
-        "stages/train/loop.py": "from model.gpt import forward\nfrom stages.contract import NAME\n",
+        "stages/train/loop.py": "import model.config\nfrom model.gpt import forward\nfrom stages.contract import NAME",
         "stages/train/config.py": "import pydantic\n",
         "stages/train/stage.py": "from stages.train.config import Config\n",
+        "stages/submission.py": "from stages.train.loop import NAME\n",
+        "stages/train/unused.py": "Y = 1\n",
         "stages/corpus/__init__.py": "",
         "stages/corpus/read.py": "X = 1\n",
     }.items():
@@ -33,12 +35,13 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_network_and_the_hot_modules_are_packed_and_nothing_else(tree):
+def test_the_program_and_what_it_imports_are_packed_and_nothing_else(tree):
     packed = bundle_source(tree)
     assert [f.path for f in packed.files] == [
         "model/config.py",
         "model/gpt.py",
         "stages/contract.py",
+        "stages/submission.py",
         "stages/train/loop.py",
     ]
     for file in packed.files:
@@ -64,17 +67,17 @@ def test_a_new_module_of_another_room_changes_nothing(tree):
     before = bundle_source(tree)
     (tree / "stages" / "corpus" / "more.py").write_text("Y = 2\n")
     (tree / "stages" / "train" / "config.py").write_text("import pydantic\nX = 1\n")
+    (tree / "stages" / "train" / "unused.py").write_text("Y = 3\n")
     assert bundle_source(tree) == before
 
 
 def test_a_hot_module_that_needs_pydantic_is_refused(tree):
     (tree / "stages" / "train" / "loop.py").write_text("from stages.train.config import Config\n")
-    with pytest.raises(StageError, match=r"stages\.train\.loop needs stages/train/config\.py"):
+    with pytest.raises(StageError, match=r"stages\.submission needs stages/train/config\.py"):
         bundle_source(tree)
 
 
 def test_our_own_tree_can_be_packed():
     packed = {f.path for f in bundle_source(ROOT).files}
     assert {"model/gpt.py", "model/config.py", "model/archive.py", "stages/train/muon.py"} <= packed
-    assert {module.replace(".", "/") + ".py" for module in roots(ROOT)} <= packed
     assert not any(path.startswith(("flows/", "artifacts/", "configs/", "stages/corpus/")) for path in packed)

@@ -1,124 +1,195 @@
-"""The packed code: valid, alone, the same for the same meaning, and computing what our modules compute."""
+"""One program of many modules: what it reaches and no more, meaning what they mean, the same for the same meaning."""
 
 from __future__ import annotations
 
 import ast
-import json
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from flows.closure import ROOT
-from flows.source import bundle_source
-from model.archive import write_archive
-from model.config import BigramConfig, GPTConfig
-from model.gpt import GPT
-from model.init import initialise
-from stages.bundle import pack as pack_module
 from stages.bundle.config import Config
-from stages.bundle.pack import CODECS
+from stages.bundle.merge import merge
+from stages.bundle.pack import pack
+from stages.bundle.program import program
+from stages.bundle.shake import shake
+from stages.bundle.shorten import shorten, unmark
 from stages.bundle.stage import run
+from stages.bundle.strip import Strip
 from stages.contract import Runtime, StageError
 
-RECIPE = {"name": "quickstart", "train": {"network": {"dim": 64}, "lr": 1e-4}, "about": "naïve “text”"}
-NETWORK = GPTConfig(
-    vocab=64, layers=2, dim=16, heads=2, kv_heads=1, mlp_hidden=32, bigram=BigramConfig(buckets=8), smear=True
-)
+LIMIT_BYTES = 32_000
 
-IMPORT_ALL = """
-import runpy, sys
-packed = runpy.run_path(sys.argv[1])
-for name in packed["MODULES"]:
-    __import__(name)
-ours = [m for n, m in sys.modules.items() if n.split(".")[0] in ("model", "stages", "flows", "configs", "artifacts")]
-assert len(ours) > len(packed["MODULES"])  # and their packages
-wrong = [m.__name__ for m in ours if type(m.__loader__).__name__ != "Packed"]
-assert not wrong, wrong
-needless = {"pydantic", "pyarrow", "prefect", "fsspec", "rich"} & set(sys.modules)
-assert not needless, needless
-print(len(packed["MODULES"]), packed["RECIPE"]["about"] == "na\\u00efve \\u201ctext\\u201d")
-"""
-
-LOGITS = """
-import runpy, sys
-runpy.run_path(sys.argv[1])
-import torch
-from pathlib import Path
-from model.archive import read_archive
-from model.gpt import GPT
-torch.set_num_threads(2)
-tensors, config, constants = read_archive(Path(sys.argv[2]))
-model = GPT(config)
-model.load_state_dict(tensors)
-with torch.no_grad():
-    torch.save(model(torch.arange(24).reshape(2, 12) % 64), sys.argv[3])
-"""
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    for file in bundle_source(ROOT).files:
-        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / file.path, folder / file.path)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def packed(source, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("packed")
-    report = run(Config(recipe=RECIPE), {"source": source}, out / "out", quiet())
-    path = out / "out" / "bundle" / "train_gpt.py"
-    assert report["code_bytes"] == path.stat().st_size < report["minified_bytes"] < report["source_bytes"]
-    return path
+MODULES = {
+    "model.one": '''"""Doc."""
+from __future__ import annotations
+from dataclasses import dataclass
+import math
+share = 1000
+def double(number: int, *, times: int = 2) -> int:
+    """2x"""
+    return number * times + share - 1000
+def unused() -> float:
+    return math.pi
+@dataclass(frozen=True)
+class Base:
+    side: float
+    def area(self) -> float:
+        return self.side**2
+    def never(self) -> float:
+        return unused()
+''',
+    "model.two": """from typing import TYPE_CHECKING
+from model import one
+from model.one import Base, double as twice
+if TYPE_CHECKING:
+    from stages.x import Y
+def share(x: Y, encode: int = 3) -> list[int]:
+    _hidden = [double for double in range(encode)]
+    return [twice(number=x, times=encode), *_hidden, one.double(1)]
+class Square(Base):
+    def __init__(self, side: float) -> None:
+        super().__init__(side)
+        object.__setattr__(self, "_side", side)
+    def _kept(self, by: float) -> float:
+        return self.area() * by
+    def scaled(self) -> float:
+        return self._kept(2)
+""",
+    "stages.submission": """from model.two import Square, share
+def main(recipe):
+    print(share(21), Square(recipe["side"]).scaled())
+    if recipe.get("fail"):
+        raise ValueError(f"rule {recipe['side']}; what came; what to do")
+""",
+}
 
 
 def quiet() -> Runtime:
     return Runtime(scratch=Path(), checkpoints=Path())
 
 
-def alone(code: list[str], cwd: Path) -> str:
-    """Run in an empty folder, without our tree on the path and without the environment."""
-    done = subprocess.run([sys.executable, "-I", *code], cwd=cwd, env={}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def output(text: str, folder: Path) -> str:
+    (folder / "train_gpt.py").write_text(text, encoding="ascii")
+    command = [sys.executable, "-I", "train_gpt.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
 
 
-def test_every_packed_module_imports_from_the_one_file_alone(packed, tmp_path):
-    count, recipe = alone(["-c", IMPORT_ALL, str(packed)], tmp_path).split()
-    assert int(count) == len(bundle_source(ROOT).files)
-    assert recipe == "True"
+def test_the_packed_program_does_what_its_modules_do(tmp_path):
+    assert output(pack(program(MODULES, {"side": 3})), tmp_path) == "[63, 0, 1, 2, 2] 18\n"
 
 
-def test_the_file_lists_its_modules_and_its_recipe_in_an_empty_folder(packed, tmp_path):
-    modules = alone([str(packed), "--modules"], tmp_path).split()
-    assert {"model.gpt", "model.rans", "model.referee", "stages.train.loop", "stages.quantize.clip"} <= set(modules)
-    assert json.loads(alone([str(packed), "--recipe"], tmp_path)) == RECIPE
-    assert not list(tmp_path.iterdir())
+def test_an_error_keeps_its_rule(tmp_path):
+    said = output(pack(program(MODULES, {"side": 3, "fail": True})), tmp_path)
+    assert said.endswith("ValueError: rule 3\n")
 
 
-def test_without_an_argument_it_says_how_to_use_it(packed, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-I", str(packed)], cwd=tmp_path, capture_output=True, text=True, check=False
+def test_what_the_entry_does_not_reach_is_left_out():
+    source = program(MODULES, {})
+    assert "math" not in source
+    assert "never" not in source
+    assert "area" in source
+
+
+EQUAL = {
+    "comments": ("def double(", "# a comment\ndef double("),
+    "docstrings": ('"""2x"""', '"""Twice as much."""'),
+    "annotations": ("number: int", "number: float"),
+    "unreached code": ("math.pi", "math.e"),
+    "error text after its rule": ("what came", "what else"),
+}
+
+
+@pytest.mark.parametrize("equal", EQUAL)
+def test_what_does_not_act_does_not_change_the_bytes(equal):
+    changed = {name: text.replace(*EQUAL[equal]) for name, text in MODULES.items()}
+    assert changed != MODULES
+    assert pack(program(changed, {"side": 3})) == pack(program(MODULES, {"side": 3}))
+
+
+def test_code_and_recipe_change_the_bytes():
+    before = pack(program(MODULES, {"side": 3}))
+    assert pack(program(MODULES, {"side": 4})) != before
+    changed = {name: text.replace("side**2", "side**3") for name, text in MODULES.items()}
+    assert pack(program(changed, {"side": 3})) != before
+
+
+def merged(modules: dict[str, str]) -> str:
+    return ast.unparse(merge({name: Strip().visit(ast.parse(text)) for name, text in modules.items()}, "e"))
+
+
+def test_two_meanings_of_one_name_are_told_apart():
+    source = merged(
+        {"a": "import os as x\ndef f():\n    return x.sep", "e": "import sys as x\nfrom a import f\ny = x, f()"}
     )
-    assert done.returncode == 1
-    assert "--modules" in done.stderr
+    scope: dict = {}
+    exec(source, scope)
+    assert scope["y"][1] == "/"
 
 
-def test_the_packed_network_computes_the_same_logits_from_an_archive(packed, tmp_path):
-    model = GPT(NETWORK)
-    initialise(model, 3)
-    tensors = {name: tensor + 0.01 for name, tensor in model.state_dict().items()}
-    write_archive(tmp_path / "a.fwy", tensors, NETWORK)
-    alone(["-c", LOGITS, str(packed), str(tmp_path / "a.fwy"), str(tmp_path / "logits.pt")], tmp_path)
-    model.load_state_dict(tensors)
-    with torch.no_grad():
-        want = model(torch.arange(24).reshape(2, 12) % 64)
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), want)
+def test_a_local_name_that_would_hide_what_is_merged_is_refused():
+    hidden = "from a import f as g\ndef h(f):\n    return g(f)"
+    with pytest.raises(StageError, match="hidden by a local name"):
+        merged({"a": "def f(x):\n    return x", "e": hidden})
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("print(1)", "defines and does nothing else"),
+        ("from a import g", "does not define it"),
+        ("import a\nfrom a import f\nx = a", "`module.name` only"),
+        ("def f():\n    global x\n    x = 1", "no global statement"),
+    ],
+)
+def test_what_one_namespace_could_change_is_refused(text, match):
+    with pytest.raises(StageError, match=match):
+        merged({"a": "def f(x):\n    return x", "e": text})
+
+
+def test_modules_in_a_circle_are_refused():
+    with pytest.raises(StageError, match="in a circle"):
+        merged({"a": "from e import f\ng = 1", "e": "from a import g\nf = 1"})
+
+
+def shaken(text: str) -> str:
+    return ast.unparse(shake(ast.parse(text), "main"))
+
+
+def test_a_method_stays_where_a_text_or_a_base_from_outside_may_call_it():
+    kept = shaken(
+        "import nn\nclass A:\n def one(self): 0\n def two(self): 0\nclass B(nn.Module):\n def three(self): 0\n"
+        "class C(A):\n def __len__(self): return four()\n def one(self): 0\ndef four(): 0\ndef five(): 0\n"
+        "def main(): return getattr(C(), 'one'), B()"
+    )
+    assert "def one" in kept
+    assert kept.count("def one") == 2
+    assert "two" not in kept
+    assert "three" in kept
+    assert "four" in kept
+    assert "five" not in kept
+
+
+def test_parameters_lose_their_names_where_no_keyword_uses_them():
+    text = "def main(alpha, beta, gamma):\n    return alpha + beta + gamma\nx = main(1, beta=2, gamma=3)"
+    source = ast.unparse(shorten(ast.parse(text)))
+    assert "def main(alpha, /, beta, gamma)" in source
+    assert unmark("def main(a,/,beta,gamma):return'a,/,b'") == "def main(a, beta, gamma):\n    return 'a,/,b'"
+    assert unmark("def main(a,/,beta):return a") == "def main(a,beta):return a"
+
+
+def test_private_attributes_are_shortened_and_those_of_others_are_not():
+    text = (
+        "class A:\n def __init__(self):\n  self._long = 1\n def _method(self):\n  return self._long\n"
+        "class B:\n _field: int\nuse = A()._method, torch._foreach_norm, B(1)._field, getattr(A(), '_text')"
+    )
+    source = ast.unparse(shorten(ast.parse(text)))
+    assert "_long" not in source
+    assert "_method" not in source
+    assert all(name in source for name in ("_foreach_norm", "_field", "_text"))
 
 
 def test_packed_modules_import_only_what_a_submission_may(source):
@@ -131,81 +202,17 @@ def test_packed_modules_import_only_what_a_submission_may(source):
             assert {name.split(".")[0] for name in names} <= allowed, path
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny"
-    (folder / "model").mkdir(parents=True)
-    (folder / "model" / "one.py").write_text("def double(number: int) -> int:\n    return number * 2\n")
-    return folder
+def test_packing_is_deterministic(packed: Callable[..., Path]):
+    assert packed("base11", "full").read_bytes() == packed("base11", "full").read_bytes()
 
 
-def text_of(folder: Path, out: Path, recipe: dict | None = None) -> str:
-    run(Config(recipe=recipe or {}), {"source": folder}, out, quiet())
-    return (out / "bundle" / "train_gpt.py").read_text()
-
-
-EQUAL = {
-    "comments": '"""Doc."""\n# a comment\ndef double(number: int) -> int:\n    """2x"""\n    return number * 2  # x\n',
-    "layout and annotations": "def double(number: float):\n\n\n    return (number*2)\n",
-    "type-checking imports": "if TYPE_CHECKING:\n    from x import Y\ndef double(number: 'Y'):\n return number*2\n",
-}
-
-
-@pytest.mark.parametrize("equal", EQUAL)
-def test_comments_docstrings_layout_and_annotations_do_not_change_the_bytes(tiny, tmp_path, equal):
-    before = text_of(tiny, tmp_path / "a")
-    (tiny / "model" / "one.py").write_text(EQUAL[equal])
-    assert text_of(tiny, tmp_path / "b") == before
-
-
-def test_code_and_recipe_change_the_bytes(tiny, tmp_path):
-    before = text_of(tiny, tmp_path / "a")
-    assert text_of(tiny, tmp_path / "b", {"x": 1}) != before
-    (tiny / "model" / "one.py").write_text("def double(number):\n    return number * 3\n")
-    assert text_of(tiny, tmp_path / "c") != before
-
-
-@pytest.mark.parametrize("codec", sorted(CODECS))
-def test_whichever_codec_is_shortest_the_file_opens(tmp_path, monkeypatch, codec):
-    monkeypatch.setattr(pack_module, "CODECS", {codec: CODECS[codec]})
-    modules = {"model.one": "X='ä\\0'\n" * 500, "two": "pass"}
-    (tmp_path / "train_gpt.py").write_text(pack_module.pack(modules, {"a": "\0"}), encoding="ascii")
-    assert alone([str(tmp_path / "train_gpt.py"), "--modules"], tmp_path).split() == ["model.one", "two"]
-    assert json.loads(alone([str(tmp_path / "train_gpt.py"), "--recipe"], tmp_path)) == {"a": "\0"}
-
-
-def test_a_module_with_nul_in_it_is_refused():
-    with pytest.raises(ValueError, match="NUL"):
-        pack_module.pack({"model.one": "X='\0'"}, {})
-
-
-def test_keyword_arguments_across_modules_survive_shorter_names(tiny, tmp_path):
-    (tiny / "model" / "two.py").write_text("from model.one import double\nRESULT = double(number=21)\n")
-    text_of(tiny, tmp_path / "out")
-    code = "import runpy, sys; runpy.run_path(sys.argv[1]); import model.two; print(model.two.RESULT)"
-    assert alone(["-c", code, str(tmp_path / "out" / "bundle" / "train_gpt.py")], tmp_path) == "42\n"
-
-
-def test_packed_code_shows_its_file_in_errors_and_its_source_to_those_who_ask(tiny, tmp_path):
-    (tiny / "model" / "bad.py").write_text("def fail():\n    raise RuntimeError('here')\n")
-    text_of(tiny, tmp_path / "out")
-    code = "import inspect, runpy, sys; runpy.run_path(sys.argv[1]); import model.bad as m; "
-    code += "print(inspect.getsource(m.fail)); m.fail()"
-    command = [sys.executable, "-I", "-c", code, str(tmp_path / "out" / "bundle" / "train_gpt.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "model/bad.py" in done.stderr
-    assert "RuntimeError: here" in done.stderr
-    assert "raise RuntimeError('here')" in done.stdout
-
-
-def test_packing_is_deterministic(source, packed, tmp_path):
-    assert text_of(source, tmp_path / "again", RECIPE) == packed.read_text()
-
-
-def test_no_modules_or_broken_source_is_a_stage_error(tiny, tmp_path):
-    (tiny / "model" / "one.py").write_text("def broken(:\n")
-    with pytest.raises(StageError, match=r"model/one\.py is not"):
-        text_of(tiny, tmp_path / "a")
-    (tmp_path / "none").mkdir()
+def test_no_modules_or_broken_source_is_a_stage_error(tmp_path):
+    for folder in ("none", "stages"):
+        (tmp_path / folder).mkdir()
     with pytest.raises(StageError, match="there are none"):
-        text_of(tmp_path / "none", tmp_path / "b")
+        run(Config(), {"source": tmp_path / "none"}, tmp_path / "a", quiet())
+    (tmp_path / "stages" / "submission.py").write_text("def broken(:\n")
+    with pytest.raises(StageError, match=r"stages/submission\.py is not"):
+        run(Config(), {"source": tmp_path}, tmp_path / "b", quiet())
+    with pytest.raises(StageError, match="does not have it"):
+        program({"model.one": "x = 1"}, {})
