@@ -148,6 +148,11 @@ def _add_seeds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="test against a row of the public board (its number), a set in the store, or a .toml or .json file",
     )  # fmt: skip
 
+    compare = _common(commands.add_parser("compare", help="what differs between two runs, sets, recipes or artifacts"))
+    for side in ("a", "b"):
+        compare.add_argument(side, help="run id, set id or its beginning, recipe, artifact's name or key")
+    compare.add_argument("--scale", default="full", help="of recipes (default: full)")
+
 
 def _add_set_options(command: argparse.ArgumentParser) -> None:
     """What is common to whoever runs more than one run."""
@@ -228,6 +233,8 @@ def _command(arguments: argparse.Namespace) -> Command:
         from flows.commands.runs import runs as command
     elif name == "seeds":
         from flows.commands.seeds import seeds as command
+    elif name == "compare":
+        from flows.commands.compare import compare as command
     elif name == "artifacts":
         from flows.commands.artifacts import artifacts as command
     elif name == "report":

@@ -117,7 +117,7 @@ def result_of(
     """The set as one JSON object: every attempt, every protocol's mean and deviation, the test, and what to know."""
     document, results = declared.document, declared.results()
     tested = protocol or document["protocol"]
-    scores = {name: _protocol(results, name) for name in _protocols(results)}
+    scores = {name: _protocol(results, name) for name in scored_protocols(document, results)}
     found: dict[str, Any] = {
         "set": document["id"],
         "recipe": document["recipe"],
@@ -182,9 +182,10 @@ def pair(new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, Any] |
     return {"seeds": seeds, **asdict(paired([new[seed] for seed in seeds], [old[seed] for seed in seeds]))}
 
 
-def _protocols(results: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """Every protocol that some seed has a score of, in river order."""
-    return list(dict.fromkeys(name for attempt in results.values() for name in attempt["scores"]))
+def scored_protocols(document: Document, results: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """Every protocol that some seed has a score of, in the recipe's order."""
+    scored = {name for attempt in results.values() for name in attempt["scores"]}
+    return [name for name in document["protocols"] if name in scored]
 
 
 def _protocol(results: Mapping[int, Mapping[str, Any]], name: str) -> dict[str, Any]:

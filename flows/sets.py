@@ -111,7 +111,7 @@ class SeedSet:
             "resolved": loaded.recipe.model_dump(mode="json"),
             "seeds": list(seeds),
             "protocol": protocol,
-            "protocols": archive_protocols(loaded.recipe),
+            "protocols": list(loaded.recipe.evaluate),  # in the recipe's order, which documents do not keep
             "ran_before": before,  # seeds that had been run when they were declared: they were not chosen blindly
             "declared": utc_now(),
             "state": "declared",
