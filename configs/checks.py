@@ -7,6 +7,7 @@ concerns one stage alone is checked by that stage's own configuration.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.names import all_virtual_names, matching, parameter_count, parameter_shapes, virtual_names
@@ -15,7 +16,9 @@ from stages.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from configs.recipe import Recipe
+    from stages.evaluate.config import FakeQuantiseConfig
     from stages.train.config import Config as TrainConfig
+    from stages.train.config import QatGrid
 
 _QAT_MEMBERS = {
     "attention": ("attn.q", "attn.k", "attn.v", "attn.o"),
@@ -96,27 +99,47 @@ def overrides_match(recipe: Recipe) -> None:
 
 def qat_trains_for_the_quantiser(recipe: Recipe) -> None:
     """Quantisation-aware training rounds to the grid that `quantize` will use."""
-    qat, config = recipe.train.qat, recipe.quantize
+    qat = recipe.train.qat
     if not qat.live or qat.allow_bits_mismatch:
         return
-    shapes = parameter_shapes(recipe.train.network)
+    for name, shape in parameter_shapes(recipe.train.network).items():
+        group = next((group for group, members in _QAT_MEMBERS.items() if name in members), "")
+        grid: QatGrid | None = getattr(qat, group) if group else None
+        if grid is not None and grid.bits:
+            _is_stored_on(recipe, virtual_names(name, shape), grid, f"train.qat.{group}", "train.qat")
+
+
+def adaptation_trains_on_the_archives_grid(recipe: Recipe) -> None:
+    """Rounding inside of test-time training is to the grid of what is adapted, unless it says that it is not."""
+    known = all_virtual_names(recipe.train.network)
+    for part, protocol in recipe.evaluate.items():
+        for name, descent in protocol.descents() if protocol.of == "archive" else []:
+            grid = descent.fake_quantise
+            if grid.bits and not grid.allow_bits_mismatch:
+                field = f"evaluate.{part}.{name}.fake_quantise"
+                _is_stored_on(recipe, sorted(matching(grid.targets, known, f"{field}.targets")), grid, field, field)
+
+
+def _is_stored_on(
+    recipe: Recipe, names: Sequence[str], grid: QatGrid | FakeQuantiseConfig, field: str, trains: str
+) -> None:
+    """Each of the (virtual) names is stored with the bits and the scale floor of `grid`, which `field` holds."""
+    shapes, config = parameter_shapes(recipe.train.network), recipe.quantize
     rules = rules_for(shapes, config)
     fitted = set(fitted_names(shapes, config)) if config.fit.budget_bytes else set[str]()
-    for name, shape in shapes.items():
-        group = next((group for group, members in _QAT_MEMBERS.items() if name in members), "")
-        grid = getattr(qat, group) if group else None
-        if grid is None or not grid.bits:
-            continue
-        for virtual in virtual_names(name, shape):
-            rule = rules[virtual]
-            bits = config.fit.bits if virtual in fitted else (rule.bits,)
-            if grid.bits not in bits or not math.isclose(grid.scale_floor, rule.with_bits(grid.bits).scale_floor):
-                raise ValueError(
-                    f"train.qat trains for the grid that quantize will use; train.qat.{group} has bits {grid.bits} and "
-                    f"scale_floor {grid.scale_floor:g}, and {virtual} is stored with bits "
-                    f"{' or '.join(map(str, bits))} and scale_floor {rule.scale_floor:g}; make them equal, or set "
-                    "train.qat.allow_bits_mismatch = true"
-                )
+    for name in names:
+        if (rule := rules.get(name)) is None:
+            stored = f"floats of {config.vector_bits} bits"
+        else:
+            bits = config.fit.bits if name in fitted else (rule.bits,)
+            if grid.bits in bits and math.isclose(grid.scale_floor, rule.with_bits(grid.bits).scale_floor):
+                continue
+            stored = f"bits {' or '.join(map(str, bits))} and scale_floor {rule.scale_floor:g}"
+        raise ValueError(
+            f"{trains} trains for the grid that quantize will use; {field} has bits {grid.bits} and scale_floor "
+            f"{grid.scale_floor:g}, and {name} is stored with {stored}; make them equal, or set "
+            f"{trains}.allow_bits_mismatch = true"
+        )
 
 
 def codec_holds_codes(recipe: Recipe) -> None:
@@ -164,6 +187,7 @@ CHECKS = (
     averages_exist,
     overrides_match,
     qat_trains_for_the_quantiser,
+    adaptation_trains_on_the_archives_grid,
     codec_holds_codes,
     archive_can_fit,
 )

@@ -125,6 +125,8 @@ class Adapter:
         )
         if padding:
             weights_RT.view(-1)[targets:] = 0.0
+        if self._stepper.blind:
+            weights_RT[:, : self._stepper.blind] = 0.0
         return inputs_RT, targets_RT, weights_RT
 
     def _follow(self) -> None:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.grid import Grid, dequantize, quantize, row_scales
+from model.grid import Grid, dequantize, quantize, row_scales, soft_round_residual
 from model.names import BANKS, matching, virtual_names
 from model.windows import share
 
@@ -44,11 +44,15 @@ class LowRankSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FakeQuantise:
-    """Put the matrices that `targets` match on this grid while a step computes its gradient, which passes through."""
+    """Put the matrices that `targets` match on this grid while a step computes its gradient.
+
+    The gradient passes straight through, or where `soft_temperature` is above 0 through #1033's soft rounding.
+    """
 
     bits: int = 0  # 0 = off
     scale_floor: float = 0.0
     full_range: bool = False
+    soft_temperature: float = 0.0
     targets: tuple[str, ...] = ("*.attn.[qkvo]", "*.mlp.*")
 
 
@@ -195,6 +199,8 @@ class Stepper:
         self._network, self._settings, self._compute = network, settings, compute
         self._optimizer = _optimizer(self.tensors, settings)
         self._on_grid = _grid_of(network, settings.fake_quantise, field)
+        self.blind = len(dict(network.named_parameters()).get("memory.tokens", ()))
+        """Positions at the start of a row that see memory in place of tokens: nothing is learned from their targets."""
 
     @property
     def learning(self) -> int:
@@ -264,7 +270,7 @@ def _optimizer(tensors: Sequence[Tensor], settings: Descent) -> torch.optim.Opti
 
 
 def _grid_of(network: nn.Module, settings: FakeQuantise, field: str) -> Callable[[], AbstractContextManager[object]]:
-    """Contexts in which the targeted matrices are on their grid: a gradient taken in it is the straight-through one."""
+    """Contexts in which the targeted matrices are on their grid; a gradient taken in it is that of the raw weights."""
     if not settings.bits:
         return nullcontext
     grid = Grid(bits=settings.bits, floor=settings.scale_floor, full_range=settings.full_range)
@@ -278,13 +284,31 @@ def _grid_of(network: nn.Module, settings: FakeQuantise, field: str) -> Callable
     @contextmanager
     def on_grid() -> Iterator[None]:
         kept = [part.view.clone() for part in parts]
+        slopes: list[Tensor] = []
         for part in parts:
             scales = row_scales(part.view.abs().amax(-1), grid)
-            part.view.copy_(dequantize(quantize(part.view, scales, grid), scales))
+            if settings.soft_temperature:
+                soft, slope = _soft(part.view, scales, grid, settings.soft_temperature)
+                slopes.append(slope)
+                part.view.copy_(soft)
+            else:
+                part.view.copy_(dequantize(quantize(part.view, scales, grid), scales))
         try:
             yield
+            for part, slope in zip(parts, slopes, strict=False):
+                part.gradient().mul_(slope)
         finally:
             for part, raw in zip(parts, kept, strict=True):
                 part.view.copy_(raw)
 
     return on_grid
+
+
+def _soft(w_RC: Tensor, scales_R: Tensor, grid: Grid, temperature: float) -> tuple[Tensor, Tensor]:
+    """Softly rounded weights and their derivative by the raw ones; scales are constants."""
+    step = scales_R.to(w_RC.dtype)[..., None]
+    with torch.enable_grad():
+        codes_RC = (w_RC / step).detach().requires_grad_()
+        soft_RC = soft_round_residual(codes_RC, temperature).clamp(grid.bottom, grid.top)
+        (slope_RC,) = torch.autograd.grad(soft_RC.sum(), codes_RC)
+    return soft_RC.detach() * step, slope_RC

@@ -67,7 +67,11 @@ class SmearGate(nn.Module):
 
 
 class MemoryTokens(nn.Module):
-    """Learned vectors in place of the first positions of every sequence, whose tokens the network then cannot see."""
+    """Learned vectors in place of the first positions of every sequence, whose tokens the network then cannot see.
+
+    What is trained learns nothing from the targets of these positions, as published (PR #398, where it brought
+    nothing). Scoring counts them like all others; the published validation left them out.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

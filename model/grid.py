@@ -71,6 +71,15 @@ def dequantize(codes_RC: Tensor, scale_R: Tensor) -> Tensor:
     return codes_RC.float() * scale_R.float()[..., None]
 
 
+def soft_round_residual(x: Tensor, temperature: Tensor | float) -> Tensor:
+    """nearest + tanh((x - nearest) / T) / 2, as published (PR #1033); its own derivative is the gradient.
+
+    For small T this is half a step beside the nearest code, where a rounding would be on it.
+    """
+    nearest = x.detach().round()
+    return nearest + 0.5 * torch.tanh((x - nearest) / temperature)
+
+
 def pack(codes: np.ndarray, bits: int) -> bytes:
     """Integer codes in [-2^(bits-1), 2^(bits-1)) as `bits` bits each, most significant first, last byte zero-padded.
 

@@ -118,7 +118,9 @@ class PreAdapter:
         norms: list[Tensor] = []
         for chosen, weights in steps_of(phase, rows, epoch):
             inputs_RT, targets_RT = (part[torch.from_numpy(chosen)].to(stepper.device) for part in (inputs, targets))
-            weights_RT = (torch.from_numpy(weights)[:, None] / context).expand(-1, context).to(stepper.device)
+            weights_RT = torch.from_numpy(weights)[:, None].repeat(1, context).to(stepper.device)
+            weights_RT[:, : stepper.blind] = 0.0
+            weights_RT /= context - stepper.blind
             norm, loss = stepper.step(inputs_RT, targets_RT, weights_RT, phase.lr_of(epoch))
             norms.append(norm)
             losses.append(loss)

@@ -83,12 +83,16 @@ def _adaptation(ttt: Mapping[str, Any]) -> Adaptation:
     return Adaptation(
         **_without(ttt, "chunk_tokens", "lora", "fake_quantise"),
         low_rank=LowRankSettings(**_tuples(ttt["lora"])),
-        fake_quantise=FakeQuantise(**_tuples(ttt["fake_quantise"])),
+        fake_quantise=_fake_quantise(ttt),
     )
 
 
 def _phase(phase: Mapping[str, Any]) -> Phase:
-    return Phase(**_without(phase, "fake_quantise"), fake_quantise=FakeQuantise(**_tuples(phase["fake_quantise"])))
+    return Phase(**_without(phase, "fake_quantise"), fake_quantise=_fake_quantise(phase))
+
+
+def _fake_quantise(descent: Mapping[str, Any]) -> FakeQuantise:
+    return FakeQuantise(**_without(descent["fake_quantise"], "allow_bits_mismatch"))
 
 
 def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class LoraConfig(Strict):
 
 
 class FakeQuantiseConfig(Strict):
-    """Matrices on a grid while a training step computes its gradient, which passes straight through; never in scoring.
+    """Matrices on a grid while a training step computes its gradient; never in scoring.
 
     In the published runs this was on by accident. Scales are the rows' largest magnitudes.
     """
@@ -32,6 +32,13 @@ class FakeQuantiseConfig(Strict):
     bits: int = Field(default=0, ge=0, le=8, description="Bits of the grid; 0 = off.")
     scale_floor: float = Field(default=0.0, ge=0, description="Smallest scale of a row.")
     full_range: bool = Field(default=False, description="Use the code -2^(bits - 1) as well.")
+    soft_temperature: float = Field(
+        default=0.0,
+        ge=0,
+        description="0: rounded, the gradient passes straight through; above: nearest + tanh(r / T) / 2 with its own "
+        "gradient, r the distance to the nearest code and T this (PR #1033). Unit: codes.",
+    )
+    allow_bits_mismatch: bool = Field(default=False, description="Use another grid than `quantize` has used.")
     targets: tuple[str, ...] = Field(
         default=("*.attn.[qkvo]", "*.mlp.*"), description="Globs of the matrices that are put on the grid."
     )
@@ -293,17 +300,19 @@ class Config(StageConfig):
             )
         return self
 
+    def descents(self) -> list[tuple[str, DescentConfig]]:
+        """The trainings of this protocol, with the fields that hold them."""
+        if self.protocol == "ttt":
+            return [("ttt", self.ttt)]
+        if self.protocol == "pre_eval":
+            phases = [("pre_eval.first", self.pre_eval.first), ("pre_eval.second", self.pre_eval.second)]
+            return [(name, phase) for name, phase in phases if phase.epochs]
+        return []
+
     def selectors(self) -> list[tuple[str, tuple[str, ...]]]:
         """The globs that this protocol reads, with the fields that hold them; each must match some parameter."""
-        if self.protocol == "ttt":
-            parts: list[tuple[str, DescentConfig]] = [("ttt", self.ttt)]
-        elif self.protocol == "pre_eval":
-            phases = [("pre_eval.first", self.pre_eval.first), ("pre_eval.second", self.pre_eval.second)]
-            parts = [(name, phase) for name, phase in phases if phase.epochs]
-        else:
-            return []
         found: list[tuple[str, tuple[str, ...]]] = []
-        for name, part in parts:
+        for name, part in self.descents():
             found += [(f"{name}.adapt", part.adapt), (f"{name}.freeze", part.freeze)]
             if part.fake_quantise.bits:
                 found.append((f"{name}.fake_quantise.targets", part.fake_quantise.targets))

@@ -34,6 +34,7 @@ class Objective:
 
     def __init__(self, config: Config) -> None:
         self._z_loss = config.z_loss
+        self._blind = config.network.memory_tokens
         self._renormalise = config.complement.renormalise
         self.fake = FakeQuantise(config.qat)
 
@@ -47,12 +48,17 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """(what is minimised [], mean nats per token []).
 
+        Targets of positions that see memory in place of their tokens count in neither, as published (PR #398).
+
         weights_BT: how much each target counts; None: all the same.
         on_grid: compute with quantised weights; None: with the weights as they are.
         """
         weights = {} if on_grid is None else self.fake.weights(model, on_grid)
         logits_BTV = functional_call(model, weights, (inputs_BT,)) if weights else model(inputs_BT)
         nats_BT = cross_entropy(logits_BTV, targets_BT)
+        if self._blind:
+            nats_BT = nats_BT[:, self._blind :]
+            weights_BT = None if weights_BT is None else weights_BT[:, self._blind :]
         loss = mean = nats_BT.mean()
         if weights_BT is not None:
             loss = (weights_BT * nats_BT).mean()

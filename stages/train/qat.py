@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.grid import Grid, dequantize, quantize, row_scales
+from model.grid import Grid, dequantize, quantize, row_scales, soft_round_residual
 
 if TYPE_CHECKING:
     from stages.train.config import QatConfig, QatGrid
@@ -84,12 +84,3 @@ def soft_round_sigmoid(x: Tensor, a: Tensor) -> Tensor:
     """floor + 1/2 + tanh(a (x - floor - 1/2)) / (2 tanh(a / 2)): x for small a, its rounding for large (PR #1232)."""
     middle = x.detach().floor() + 0.5
     return middle + torch.tanh(a * (x - middle)) / (2.0 * torch.tanh(a / 2.0))
-
-
-def soft_round_residual(x: Tensor, temperature: Tensor) -> Tensor:
-    """nearest + tanh((x - nearest) / T) / 2, as published (PR #1033).
-
-    For small T this is half a step beside the nearest code, where `soft_round_sigmoid` is on it.
-    """
-    nearest = x.detach().round()
-    return nearest + 0.5 * torch.tanh((x - nearest) / temperature)

@@ -84,6 +84,20 @@ QAT = ["train.qat.mode=ste", "train.qat.below_scale=0.1"]
         ),
         ("pr417-int5", ["train.qat.allow_bits_mismatch=false"], ["blocks.8.attn.k is stored with bits 16"]),
         ("pr398", [*QAT, "train.qat.auxiliary.bits=6"], ["train.qat.auxiliary", "bigram.proj is stored with bits 16"]),
+        (
+            "pr1033",
+            ["evaluate.published.ttt.fake_quantise.allow_bits_mismatch=false"],
+            [
+                "evaluate.published.ttt.fake_quantise trains for the grid",
+                "has bits 6 and scale_floor 0.0322581, and bigram.proj is stored with bits 16",
+                "evaluate.published.ttt.fake_quantise.allow_bits_mismatch = true",
+            ],
+        ),
+        (
+            "pr398",
+            ["evaluate.published.pre_eval.first.fake_quantise.bits=5"],
+            ["pre_eval.first.fake_quantise", "bits 5 and scale_floor 0,", "blocks.0.attn.k is stored with bits 6"],
+        ),
         # Size.
         (
             "pr398",
@@ -91,6 +105,11 @@ QAT = ["train.qat.mode=ste", "train.qat.below_scale=0.1"]
             ["weigh.cap_bytes 16,000,000", "parameters takes", "1 bit per coded weight", "allow_oversize"],
         ),
         # Evaluation.
+        (
+            "pr398-legal",
+            ["evaluate.ttt.ttt.chunk_tokens=32"],
+            ["ttt.chunk_tokens", "at least one row of context_tokens 2048", "got 32"],
+        ),
         ("pr714", ["evaluate.ttt.ttt.chunk_tokens=1024"], ["ttt.chunk_tokens", "context_tokens 2048", "1024"]),
         ("pr714", ["evaluate.sliding.stride_tokens=4096"], ["stride_tokens is at most", "2048", "4096"]),
         # Techniques that exclude each other.
@@ -117,6 +136,12 @@ def test_what_cannot_work_is_refused_by_name_before_anything_runs(recipe, overri
 )
 def test_quantisation_aware_training_on_the_quantisers_grid_is_accepted(recipe, overrides):
     assert load_recipe(recipe, "full", [*QAT, *overrides]).recipe.train.qat.mlp.bits
+
+
+def test_adaptation_on_the_grid_of_the_archive_needs_no_permission():
+    grid = '{ bits = 6, scale_floor = 0.03225806451612903, targets = ["*.mlp.up", "*.attn.q"] }'
+    overrides = [f"evaluate.ttt.ttt.fake_quantise={grid}"]
+    assert load_recipe("pr398-legal", "full", overrides).recipe.evaluate["ttt"].ttt.fake_quantise.bits == 6
 
 
 def test_the_names_of_quantisation_aware_groups_are_those_of_training():

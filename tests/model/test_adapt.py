@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
 from torch.nn import functional
 
 from model.adapt import Adaptation, Adapter, learning_rate
@@ -277,6 +279,46 @@ def test_the_gradient_is_taken_on_the_grid_and_applied_to_the_raw_weights():
     for name, parameter in theirs.named_parameters():
         expected = raw[name] - 0.05 * parameter.grad
         torch.testing.assert_close(dict(ours.named_parameters())[name].detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_soft_rounding_in_adaptation_has_the_gradient_of_its_own_formula():
+    """PR #1033: round(w / s) + tanh((w / s - round) / T) / 2, clamped to the codes, times s; autograd does the rest."""
+    ours, theirs, tokens = lively(), lively(), chunk()
+    grid = Grid(bits=3, full_range=True)
+    settings = {"lr": 0.05, "epochs": 1, "clip_norm": 0.0, "momentum": 0.0}
+    names = ("attn.q", "mlp.up")
+    soft = FakeQuantise(bits=3, full_range=True, soft_temperature=0.1, targets=("*.attn.q", "*.mlp.up"))
+    Adapter(ours, Adaptation(**settings, microbatch_sequences=3, fake_quantise=soft), CONTEXT).update(tokens, 0)
+    raw = {name: value.requires_grad_() for name, value in state(theirs).items()}
+    rounded = {}
+    for name in names:
+        step = choose_scales(raw[name].detach().abs().amax(-1), grid).float()[..., None]
+        code = raw[name] / step
+        nearest = code.detach().round()
+        rounded[name] = (nearest + 0.5 * torch.tanh((code - nearest) / 0.1)).clamp(-4, 3) * step
+        assert (rounded[name] - raw[name]).abs().max() > 0.1 * step.max()
+    x, y = tokens[: 4 * CONTEXT].view(4, CONTEXT), tokens[1 : 4 * CONTEXT + 1]
+    functional.cross_entropy(functional_call(theirs, {**raw, **rounded}, (x,)).flatten(0, 1), y).backward()
+    for name, value in ours.named_parameters():
+        expected = raw[name].detach() - 0.05 * raw[name].grad
+        torch.testing.assert_close(value.detach(), expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_adaptation_learns_nothing_from_targets_of_positions_that_memory_replaced():
+    config = replace(CONFIG, memory_tokens=3)
+    torch.manual_seed(5)
+    ours, theirs, tokens = GPT(config), GPT(config), chunk()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_(0, 0.1)
+    theirs.load_state_dict(ours.state_dict())
+    settings = Adaptation(lr=0.05, epochs=1, clip_norm=0.0, momentum=0.0)
+    Adapter(ours, settings, CONTEXT).update(tokens, 0)
+    x, y = tokens[: 4 * CONTEXT].view(4, CONTEXT), tokens[1 : 4 * CONTEXT + 1].view(4, CONTEXT)
+    functional.cross_entropy(theirs(x)[:, 3:].flatten(0, 1), y[:, 3:].flatten()).backward()
+    for name, parameter in theirs.named_parameters():
+        expected = (parameter - 0.05 * parameter.grad).detach()
+        torch.testing.assert_close(ours.get_parameter(name).detach(), expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
 LORA = {"low_rank": LowRankSettings(rank=2), "optimizer": "adamw", "lr": 0.01}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,23 @@ def test_the_second_phase_goes_on_from_the_first_with_other_parameters_and_a_fre
     assert adapter.steps == 3 * 2 + 2 * 2
     assert torch.equal(both.mlp.up[:2], between["mlp.up"][:2])
     assert not torch.equal(both.mlp.up[2], between["mlp.up"][2])
+
+
+def test_targets_of_positions_that_memory_replaced_are_not_trained_on():
+    torch.manual_seed(3)
+    ours, theirs = (GPT(replace(CONFIG, memory_tokens=2)) for _ in range(2))
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_(0, 0.1)
+    theirs.load_state_dict(ours.state_dict())
+    _, told = run(ours, Phase(epochs=1, lr=0.05, batch_sequences=22, clip_norm=0.0))
+    x, y = (TOKENS[i : 22 * CONTEXT + i].view(22, CONTEXT) for i in (0, 1))
+    loss = functional.cross_entropy(theirs(x)[:, 2:].flatten(0, 1), y[:, 2:].flatten())
+    loss.backward()
+    assert told[0]["first_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in theirs.named_parameters():
+        expected = (parameter - 0.05 * parameter.grad).detach()
+        torch.testing.assert_close(ours.get_parameter(name).detach(), expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_training_on_the_stream_lowers_its_loss_and_says_so():

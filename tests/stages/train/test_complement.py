@@ -125,6 +125,24 @@ def test_z_loss_has_a_gradient_towards_a_partition_of_one(scored):
     assert logits.logsumexp(-1).mean() > 1
 
 
+def test_targets_of_positions_that_memory_replaced_do_not_count_but_in_the_z_loss(scored):
+    """As published (PR #398): masked in the cross-entropy, and so in its mean, while log Z is taken everywhere."""
+    _, inputs, targets, _, _ = scored
+    network = GPTConfig(vocab=32, layers=1, dim=16, heads=2, kv_heads=1, mlp_hidden=16, memory_tokens=4)
+    model = GPT(network)
+    initialise(model, 1)
+    logits = model(inputs).detach()
+    nats = functional.cross_entropy(logits[:, 4:].transpose(1, 2), targets[:, 4:], reduction="none")
+    weights = torch.linspace(0.1, 1.0, 18).view(2, 9)
+    config = Config.model_validate({"z_loss": 0.01, "complement": {"alpha": 0.5}}).model_copy(
+        update={"network": network}
+    )
+    loss, mean = Objective(config).losses(model, inputs, targets, weights)
+    z = 0.01 * logits.logsumexp(-1).square().mean()
+    assert mean.item() == pytest.approx(nats.mean().item(), rel=1e-6)
+    assert loss.item() == pytest.approx(((weights[:, 4:] * nats).mean() + z).item(), rel=1e-6)
+
+
 def test_a_vocabulary_whose_pairs_do_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"complement counts vocab\^2 pairs.*got 65536"):
         Config.model_validate({"complement": {"alpha": 0.5}, "network": {"vocab": 65536}})
