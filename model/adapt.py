@@ -83,6 +83,11 @@ class Adapter:
         return self._stepper.steps
 
     @property
+    def trained_tokens(self) -> int:
+        """Inputs that went forward in training so far, by all ranks."""
+        return self._stepper.tokens
+
+    @property
     def adapting(self) -> int:
         """How many numbers learn."""
         return self._stepper.learning

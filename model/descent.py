@@ -194,6 +194,7 @@ class Stepper:
 
     def __init__(self, network: nn.Module, settings: Descent, compute: Compute, field: str = "ttt") -> None:
         self.steps = 0
+        self.tokens = 0  # that went forward in training, by all ranks
         self.learners = learners(network, settings, field)
         self.tensors = [tensor for learner in self.learners for tensor in learner.tensors]
         self._network, self._settings, self._compute = network, settings, compute
@@ -236,6 +237,7 @@ class Stepper:
         norm = nn.utils.clip_grad_norm_(self.tensors, settings.clip_norm or math.inf)
         self._descend(lr)
         self.steps += 1
+        self.tokens += inputs_RT.numel()
         return norm, loss
 
     def _descend(self, lr: float) -> None:

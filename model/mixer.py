@@ -55,6 +55,11 @@ class Mixer(Protocol):
     mixed_positions: int
     """Targets of closed spans, of all ranks, whose distribution an expert changed."""
 
+    @property
+    def active(self) -> bool:
+        """Whether the expert has counted enough to speak."""
+        ...
+
     def commit(self, referee: Referee, handout: Handout, logits_KV: Tensor) -> None:
         """Price a handout."""
 
@@ -70,9 +75,14 @@ class Blend:
         self._ngrams, self._gate = ngrams, gate
         self._active_after, self._world, self._mixed = max(active_after, 1), world, 0
 
+    @property
+    def active(self) -> bool:
+        """Whether the expert has counted enough to speak."""
+        return self._ngrams.tokens >= self._active_after
+
     def commit(self, referee: Referee, handout: Handout, logits_KV: Tensor) -> None:
         """Blend, once the expert has counted enough tokens, and price."""
-        if self._ngrams.tokens >= self._active_after:
+        if self.active:
             logits_KV = self.blend(handout, logits_KV)
             self._mixed += len(logits_KV)
         referee.commit(handout.lo, logits_KV)
@@ -94,22 +104,34 @@ class Blend:
         self._mixed = 0
 
 
+class MayPermit(Protocol):
+    """Who can let prices come from what is no distribution: the referee."""
+
+    def permit_unnormalised(self, why: str) -> None:
+        """Permit it, and remember."""
+
+
 class PublishedMixer:
     """Pull request #1033's: the network's price of the target blended with a quotient of two bucket counts."""
 
     WHY = "hashed n-gram counts are read at the realised target only; what is priced does not sum to 1"
 
     def __init__(
-        self, referee: Referee, ngrams: HashedNGrams, gate: Gate, *, active_after: int = 10_000, world: int = 1
+        self, referee: MayPermit, ngrams: HashedNGrams, gate: Gate, *, active_after: int = 10_000, world: int = 1
     ) -> None:
         referee.permit_unnormalised(self.WHY)
         self.mixed_positions = 0
         self._ngrams, self._gate = ngrams, gate
         self._active_after, self._world, self._mixed = active_after, world, 0
 
+    @property
+    def active(self) -> bool:
+        """Whether the expert has counted enough to speak."""
+        return self._ngrams.tokens >= self._active_after
+
     def commit(self, referee: Referee, handout: Handout, logits_KV: Tensor) -> None:
         """Price normally at first; once enough tokens are counted, price what is not a distribution."""
-        if self._ngrams.tokens < self._active_after:
+        if not self.active:
             referee.commit(handout.lo, logits_KV)
             return
         referee.commit_unnormalised(handout.lo, logits_KV, lambda targets_K: self.price(handout, logits_KV, targets_K))

@@ -153,7 +153,7 @@ class NGrams:
         self._levels = [Level(vocab, vocab if order == 2 else 0, device) for order in range(2, max_order + 1)]
         # Nodes of the 1-, 2-, ... (max_order - 1)-grams that end at the last counted token; empty while too short.
         self._last = [torch.zeros(0, dtype=torch.int64, device=device) for _ in self._levels]
-        self._after_token_VV: Tensor | None = None
+        self._after_token_VV = torch.zeros(0, device=device)  # laid out by update, so that scoring changes nothing
 
     @property
     def entries(self) -> int:
@@ -172,7 +172,6 @@ class NGrams:
         if not len(tokens_N):
             return
         self.tokens += len(tokens_N)
-        self._after_token_VV = None
         self._unigrams_V += torch.bincount(tokens_N, minlength=self._vocab)
         ending, parents = tokens_N, self._vocab  # a 1-gram's node is its token
         for i, level in enumerate(self._levels):
@@ -181,6 +180,7 @@ class NGrams:
             # At the stream's start the first tokens have no context this long.
             ending = level.add(before[:-1], tokens_N[len(tokens_N) - len(before) + 1 :], parents)
             parents = level.nodes
+        self._after_token_VV = self._after_token()
 
     def contexts(self, inputs_BT: Tensor, scored: int) -> list[Tensor]:
         """Nodes of the 1-, 2-, ... token contexts of the last S = `scored` positions, each [B * S]; -1 for none.
@@ -203,8 +203,6 @@ class NGrams:
 
     def _interpolate(self, levels: list[Level], nodes: tuple[Tensor, ...], last_K: Tensor) -> Tensor:
         """Longer contexts than one token over the distribution after the last token."""
-        if self._after_token_VV is None:
-            self._after_token_VV = self._after_token()
         weights, share_K = self._weights(levels, nodes)
         p_KV = self._after_token_VV[last_K] * share_K[:, None]
         for level, node_K, weight_K in zip(levels, nodes, weights, strict=True):

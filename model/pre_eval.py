@@ -73,6 +73,7 @@ class PreAdapter:
     ) -> None:
         self._network, self._phases, self._context, self._compute = network, phases, context, compute
         self.steps = 0
+        self.trained_tokens = 0  # inputs that went forward in training, by all ranks
         rows = targets // context
         for name, phase in self.named_phases():
             Stepper(network, phase, compute, f"pre_eval.{name}")
@@ -99,6 +100,7 @@ class PreAdapter:
                 report(done, total, losses[-1])
             stepper.release()
             self.steps += stepper.steps
+            self.trained_tokens += stepper.tokens
             told.append(
                 {
                     "steps": stepper.steps,

@@ -19,10 +19,9 @@ from model.compiler import compiled
 from model.descent import Compute, FakeQuantise, LowRankSettings
 from model.gpt import GPT
 from model.hashed_ngram import HashedNGrams
-from model.mixer import Blend, Gate, Mixer, PublishedMixer
+from model.mixer import Blend, Gate, MayPermit, Mixer, PublishedMixer
 from model.ngram import NGrams
 from model.pre_eval import Phase, PreAdapter
-from model.referee import Referee
 from model.score import Scorer, autocast
 from model.windows import Windows, target_count
 
@@ -144,7 +143,9 @@ def make_adapter(protocol: Protocol, network: GPT, compute: Compute, table: Byte
     return Adapter(network, protocol.adaptation, protocol.context_tokens, compute, weights_V, bos)
 
 
-def make_mixer(protocol: Protocol, referee: Referee, vocab: int, device: torch.device, world: int = 1) -> Mixer | None:
+def make_mixer(
+    protocol: Protocol, referee: MayPermit, vocab: int, device: torch.device, world: int = 1
+) -> Mixer | None:
     """The expert that is asked for, without counts; the published one asks the referee for its exception here."""
     mixer = protocol.mixer
     if mixer.kind == "off":

@@ -141,7 +141,7 @@ class Referee:
         batch, targets_K = self._open_block(lo, logits_KV)
         rows = max(1, _BLOCK_ELEMENTS // self._vocab)
         blocks = zip(logits_KV.split(rows), targets_K.split(rows), strict=True)
-        self._price_block(batch, lo, logits_KV, torch.cat([_price(*block) for block in blocks], dim=1))
+        self._price_block(batch, lo, logits_KV, torch.cat([priced(*block) for block in blocks], dim=1))
 
     def commit_unnormalised(self, lo: int, logits_KV: Tensor, price: Callable[[Tensor], Tensor]) -> None:
         """Price targets lo .. lo + K - 1 at what `price` asks for them: targets_K, on the logits' device -> nats [K].
@@ -162,8 +162,8 @@ class Referee:
         batch = self._check_order(lo, lo + logits_KV.shape[0])
         return batch, torch.from_numpy(self._stream.read(lo + 1, lo + logits_KV.shape[0] + 1)).to(logits_KV.device)
 
-    def _price_block(self, batch: Batch, lo: int, logits_KV: Tensor, priced: Tensor) -> None:
-        priced_3K = priced.cpu().numpy()
+    def _price_block(self, batch: Batch, lo: int, logits_KV: Tensor, prices_3K: Tensor) -> None:
+        priced_3K = prices_3K.cpu().numpy()
         if not priced_3K[2].all():
             at = lo + int(priced_3K[2].argmin())
             raise RuleBroken("C2", f"logits are finite; those of target {at} are not; the model or its update diverged")
@@ -287,7 +287,7 @@ class Referee:
         self.ledger.rows.update(zip(targets, sum_over_ranks(own, self._world), strict=True))
 
 
-def _price(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
+def priced(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
     """nll, log Z and whether all logits are finite, as fp32 [3, K].
 
     The maximum is subtracted before anything is summed: log Z minus the target's logit would round a common offset of

@@ -29,13 +29,16 @@ class Config(StageConfig):
     )
 
     protocols: dict[str, dict[str, Any]] = Field(
-        default={}, description="Set by the wiring: evaluate's configuration, whole, of every protocol that is audited."
+        default={},
+        description="Set by the wiring: evaluate's whole configuration by protocol. Diagnostics are not audited, but "
+        "they are part of what evaluation costs.",
     )
+    evaluate_ranks: int = Field(default=1, ge=1, description="Set by the wiring: how many ranks evaluated.")
     challenge: dict[str, Any] = Field(
         default={}, description="Set by the wiring: the rules, limits and policies of configs/challenge.toml."
     )
     deep: bool = Field(default=False, description="Also what costs as much as scoring again, or needs a closed world.")
     share: float = Field(
-        default=0.12, gt=0, le=1, description="Forward tokens of a quick audit, at most, as a share of evaluation's."
+        default=0.14, gt=0, le=1, description="Forward tokens of a quick audit, at most, as a share of evaluation's."
     )
     cuts: int = Field(default=64, ge=1, description="Perturbed futures per protocol, where the share allows them.")

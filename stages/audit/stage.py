@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from model.load import open_stream
 from stages.audit.account import Account
 from stages.audit.config import Config
 from stages.audit.on_record import audit_run, audit_score
+from stages.audit.protocols import audit_protocols
 from stages.audit.verdict import Examined, report, verdict_table, write_verdict
 from stages.contract import Runtime, StageError, fresh_role
 
@@ -27,10 +29,12 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         account = Account.read(inputs["records"] / "records.json")
         findings = audit_run(inputs, stream, tokenizer, account, config.challenge)
         scores: dict[str, Examined] = {}
-        for name in sorted(config.protocols):
+        asked = audit_protocols(config, inputs, runtime)
+        for name in sorted(asked):
             folders = inputs["scores"] / name, inputs["ledgers"] / name
-            scores[name] = Examined(audit_score(folders, name, stream, tokenizer, account, config.challenge))
-            runtime.report_progress(len(scores), len(config.protocols), "scores")
+            read = audit_score(folders, name, stream, tokenizer, account, config.challenge)
+            of = asked[name]
+            scores[name] = Examined([*of.findings, *read], of.forward_tokens, of.evaluate_tokens)
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
     table = verdict_table(findings, scores, config.challenge)

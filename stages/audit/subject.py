@@ -9,37 +9,33 @@ Letters: B windows, T inputs of a window, S scored positions of each, V vocabula
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-State = tuple[str, "Tensor | np.ndarray | bytes"]
+from stages.audit.state import State, reachable
 
 WholeStream = Callable[[np.ndarray], np.ndarray]
 """tokens [N + 1] -> nll [N] in nats: target i is token i + 1. Every call starts from the archive, alone."""
 
 
 class Scorer(ABC):
-    """One way of scoring, as the referee sees it. The four abstract methods are what every scorer has.
+    """One way of scoring, as the referee sees it.
 
-    Defaults describe a scorer whose logits the referee normalises and that never asks for what is not its own.
+    The defaults describe a scorer whose logits the referee normalises and that never asks for what is not its own.
     """
 
-    normalised: ClassVar[bool] = True
-    """Whether `score` is all there is to a price. If not, `price` is asked, which no distribution stands behind."""
-    log_probabilities: ClassVar[bool] = False
-    """Whether `score` claims to return log-probabilities, which sum to 1 without the referee's help."""
-    exposed: ClassVar[bool] = False
-    """Whether the scorer asks for the whole stream before it scores: `expose` is called after `reset`."""
-
     vocab: int
+    normalised: bool = True
+    """Whether `score` is all there is to a price. If not, `price` is asked, which no distribution stands behind."""
+    log_probabilities: bool = False
+    """Whether `score` claims to return log-probabilities, which sum to 1 without the referee's help."""
+    exposed: bool = False
+    """Whether the scorer asks for the whole stream before it scores: `expose` is called after `reset`."""
     trained_tokens: int = 0
-    """Tokens that went forward in training so far, for the count of what an audit costs."""
+    """Inputs that went forward in training since it was opened: part of what an audit costs."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -47,18 +43,18 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(self, inputs_BT: Tensor, scored: int) -> Tensor:
-        """logits_BSV of the last S = `scored` positions of each row, fp32 on the CPU. Changes nothing that scores."""
+        """logits_BSV of the last S = `scored` positions of each row, fp32. Changes nothing that a score depends on."""
 
     @abstractmethod
     def update(self, tokens: Tensor, index: int) -> None:
         """Learn from scored chunk `index`: input i is tokens[i], its target tokens[i + 1]."""
 
-    @abstractmethod
     def state(self) -> Iterable[State]:
-        """Everything that a score may depend on, by name: weights, buffers, optimizer, counts, caches."""
+        """Everything that a score may depend on: weights, buffers, optimizer, counts, caches. All that is reachable."""
+        return reachable(self)
 
-    def price(self, inputs_BT: Tensor, scored: int, targets_K: Tensor) -> Tensor:
-        """What it says each target costs, nats [K]; of a scorer that is not `normalised`."""
+    def price(self, inputs_BT: Tensor, scored: int, targets_KM: Tensor) -> Tensor:
+        """What it says each of M tokens would cost as the target, nats [K, M]; of a scorer that is not `normalised`."""
         raise NotImplementedError
 
     def expose(self, tokens_N1: Tensor) -> None:
@@ -68,14 +64,3 @@ class Scorer(ABC):
 
 OpenScorer = Callable[[], Scorer]
 """Opens a scorer on what a submission ships: the archive and the tokenizer, nothing else. The factory closes it."""
-
-
-def digests(scorer: Scorer) -> dict[str, str]:
-    """A hash of each named part of a scorer's state."""
-    return {name: _digest(part) for name, part in scorer.state()}
-
-
-def _digest(part: Tensor | np.ndarray | bytes) -> str:
-    if isinstance(part, Tensor):
-        part = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()).hexdigest()

@@ -76,6 +76,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         **{name: scored[name] for name in ("bpb", "nats_per_token", "tokens", "bytes", "windows", "marks")},
         "rules_broken": [broken["rule"] for broken in referee.broken],
         "forward_tokens": referee.forward_tokens,
+        "trained_tokens": learner.trained_tokens if (learner := adapter or pre_adapter) else 0,
         "ttt_updates": adaptation.get("steps", 0),
         "mixed_positions": mixed_positions,
         "seconds": seconds,

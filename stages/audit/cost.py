@@ -1,0 +1,64 @@
+"""What scoring and auditing cost, in tokens that go forward through the network, by arithmetic alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from model.protocol import Protocol
+from model.windows import Windows
+
+
+@dataclass
+class Meter:
+    """Forward tokens that an audit has spent."""
+
+    forward_tokens: int = 0  # inputs sent to be scored
+    trained_tokens: int = 0  # inputs that adaptation trained on
+
+    @property
+    def total(self) -> int:
+        """All that went forward."""
+        return self.forward_tokens + self.trained_tokens
+
+
+def handed_out(windows: Windows) -> int:
+    """Inputs of all windows: what `evaluate` reports as forward_tokens."""
+    whole = sum(windows.length(window) for window in (windows.count - 1, *range(windows.count, windows.total)))
+    return (windows.count - 1) * windows.context + whole
+
+
+def trained_on(protocol: Protocol, windows: Windows) -> int:
+    """Inputs that adaptation sends forward, at most: adapters that forget at each document see less of a chunk."""
+    context = protocol.context_tokens
+    if protocol.adaptation:
+        spans = list(windows.spans(protocol.chunk_tokens))[:-1]  # the last chunk is not trained on
+        return sum(update_cost(protocol, len(span.chunk)) for span in spans)
+    rows = windows.targets // context
+    usable = {phase: rows // phase.batch_sequences * phase.batch_sequences for phase in protocol.phases}
+    return sum(phase.epochs * context * (usable[phase] if phase.drop_tail else rows) for phase in protocol.phases)
+
+
+def update_cost(protocol: Protocol, chunk: int) -> int:
+    """Inputs that training on one chunk sends forward."""
+    rows = chunk // protocol.context_tokens
+    return protocol.adaptation.epochs * rows * protocol.context_tokens if protocol.adaptation else 0
+
+
+def exposed_targets(protocol: Protocol, targets: int) -> int:
+    """Targets of the shortest stream on which the first phase of an adaptation before scoring takes a step."""
+    if not protocol.phases:
+        return 0
+    rows = max(protocol.phases[0].batch_sequences if protocol.phases[0].drop_tail else 1, 4)
+    return min(rows * protocol.context_tokens, targets)
+
+
+def budgets(of: Mapping[str, tuple[Protocol, Windows]], audited: set[str], share: float) -> dict[str, int]:
+    """Forward tokens that the audit of each protocol may cost.
+
+    Together at most `share` of the inputs that evaluation hands out, divided as evaluation's own cost is.
+    """
+    costs = {name: handed_out(windows) + trained_on(protocol, windows) for name, (protocol, windows) in of.items()}
+    pool = share * sum(handed_out(windows) for _, windows in of.values())
+    whole = sum(costs[name] for name in audited)
+    return {name: int(pool * costs[name] / whole) for name in audited}
