@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from model.protocol import Protocol
 from model.windows import Windows
 
+REQUESTS = 4  # of one probe: the true windows twice, a swapped target, another future
+
 
 @dataclass
 class Meter:
@@ -53,12 +55,23 @@ def exposed_targets(protocol: Protocol, targets: int) -> int:
     return min(rows * protocol.context_tokens, targets)
 
 
+def least(protocol: Protocol, windows: Windows) -> int:
+    """Forward tokens of the smallest audit that sees every state: one probe of each, and what training costs."""
+    if protocol.phases:
+        return 2 * (exposed_targets(protocol, windows.targets) + windows.context)
+    states = 2 if protocol.chunk_tokens and protocol.chunk_tokens < windows.targets else 1
+    return states * REQUESTS * windows.context + (states - 1) * update_cost(protocol, protocol.chunk_tokens)
+
+
 def budgets(of: Mapping[str, tuple[Protocol, Windows]], audited: set[str], share: float) -> dict[str, int]:
     """Forward tokens that the audit of each protocol may cost.
 
-    Together at most `share` of the inputs that evaluation hands out, divided as evaluation's own cost is.
+    Together they are at most `share` of the inputs that evaluation hands out. Each protocol gets the least that its
+    audit needs, where that is there, and the rest is divided as evaluation's own cost is.
     """
-    costs = {name: handed_out(windows) + trained_on(protocol, windows) for name, (protocol, windows) in of.items()}
-    pool = share * sum(handed_out(windows) for _, windows in of.values())
-    whole = sum(costs[name] for name in audited)
-    return {name: int(pool * costs[name] / whole) for name in audited}
+    pool = int(share * sum(handed_out(windows) for _, windows in of.values()))
+    needs = {name: least(*of[name]) for name in sorted(audited)}
+    costs = {name: handed_out(of[name][1]) + trained_on(*of[name]) for name in needs}
+    spare = max(pool - sum(needs.values()), 0)
+    scale = min(pool / max(sum(needs.values()), 1), 1.0)
+    return {name: int(needs[name] * scale + spare * costs[name] / sum(costs.values())) for name in needs}

@@ -28,13 +28,10 @@ def audit_events(events: Sequence[Event], targets: int, known_targets: int | Non
             for rule in ("C3", "C4")
         ]
     early, twice = _early(events), _twice(events)
+    in_order, revealed = "Every target was scored in one pass, in order.", "Tokens were revealed once they were scored."
     return [
-        _order(
-            "C3", early, "Tokens were handed over only after they were scored.", "Tokens were handed over unscored."
-        ),
-        _order(
-            "C4", twice, "Each target was scored in one pass, in order.", "Targets were scored twice or out of order."
-        ),
+        _order("C3", early, revealed, "Tokens were revealed before they were scored."),
+        _order("C4", twice, in_order, "Targets were scored, or read, more than once."),
         _coverage(events, targets, known_targets),
     ]
 

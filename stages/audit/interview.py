@@ -21,7 +21,7 @@ from torch import Tensor
 from model.referee import priced
 from model.stream import TokenStream
 from model.windows import Batch, Span, Windows
-from stages.audit.cost import Meter
+from stages.audit.cost import REQUESTS, Meter
 from stages.audit.perturb import KINDS, Kind, donor, other_future
 from stages.audit.records import LedgerFile
 from stages.audit.settings import Settings
@@ -29,7 +29,6 @@ from stages.audit.state import changed, digests
 from stages.audit.subject import Scorer
 from stages.audit.watch import watch_training
 
-REQUESTS = 4  # of one probe: the true windows twice, a swapped target, another future
 _SHOWN = 8
 
 
@@ -138,7 +137,9 @@ class Interview:
     def _probes(self, span: Span, budget: int) -> Iterator[Batch]:
         """Batches to ask about: the span's first window, then some drawn by lot."""
         windows, rows = budget // self._windows.context, span.stop - span.first
-        probes = min(max(windows // (2 * REQUESTS), 1), max(self.settings.cuts // 2, 1))
+        wanted = max(self.settings.cuts // 2, 1)
+        # A quarter is left for a replay of evaluate's own batches.
+        probes = min(max(3 * windows // 4 // REQUESTS, 1), wanted)
         size = max(min(windows // (2 * REQUESTS * probes), self.settings.batch_windows), 1)
         if windows < REQUESTS:
             return

@@ -9,9 +9,9 @@ import torch
 from model.referee import priced
 from model.stream import TokenStream
 from model.windows import Span, Windows
-from stages.audit.cost import Meter
+from stages.audit.cost import REQUESTS, Meter
 from stages.audit.finding import Finding, Verdict
-from stages.audit.interview import REQUESTS, BadAnswer, Interview, Worst
+from stages.audit.interview import BadAnswer, Interview, Worst
 from stages.audit.perturb import donor, other_future
 from stages.audit.records import LedgerFile
 from stages.audit.settings import Settings

@@ -10,13 +10,14 @@ What can be told apart from outside:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import cycle, islice
 
 import numpy as np
 
 from stages.audit.events import audit_events
 from stages.audit.finding import Finding, Verdict
-from stages.audit.perturb import KINDS, other_future
+from stages.audit.perturb import KINDS, Kind, other_future
 from stages.audit.settings import Claims, Settings
 from stages.audit.subject import WholeStream
 
@@ -91,7 +92,8 @@ def _futures(
     worst: dict[str, dict] = {"T1": {"cuts": 0, "most": 0.0, "moved": []}, "T2": {"cuts": 0, "most": 0.0, "moved": []}}
     # Ids that do not occur would be a giveaway; ids of the stream look like any text.
     ids = np.unique(tokens) if len(np.unique(tokens)) > 1 else np.arange(vocab)
-    for kind in islice(cycle(KINDS), settings.cuts):
+    kinds: Iterator[Kind] = islice(cycle(KINDS), settings.cuts)
+    for kind in kinds:
         cut = _cut(tokens, lots)
         donor = tokens if kind == "text" else ids
         found = worst["T2" if kind == "swap" else "T1"]
