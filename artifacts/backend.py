@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,10 @@ class Backend(Protocol):
 
     def read(self, path: str) -> bytes:
         """The whole file."""
+        ...
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Whole small files, in order; None for those that are not there."""
         ...
 
     def write(self, path: str, data: bytes) -> None:

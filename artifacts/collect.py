@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from artifacts.backend import Backend, Entry
-from artifacts.documents import read_if_whole
+from artifacts.documents import read_all_whole
 from artifacts.lease import holders
 
 GRACE_S = 24 * 3600.0  # far above the time that a publish, a push or an import takes
@@ -79,11 +79,13 @@ def weigh(backend: Backend) -> dict[str, Any]:
     object_bytes = {_name(entry): entry.bytes for entry in tree["objects"]}
     holds: dict[str, set[str]] = defaultdict(set)  # object -> stages
     stages: dict[str, dict[str, int]] = {}
-    for entry in tree["records"]:
+    texts = backend.read_many([entry.path for entry in tree["records"]])
+    for entry, text in zip(tree["records"], texts, strict=True):
         stage = entry.path.split("/")[1]
         stages.setdefault(stage, {"records": 0, "bytes": 0, "own_bytes": 0})["records"] += 1
-        for sha256 in _mentions(backend, entry.path) & object_bytes.keys():
-            holds[sha256].add(stage)
+        for mention in _MENTION.findall(text or b""):
+            if (sha256 := mention.decode()) in object_bytes:
+                holds[sha256].add(stage)
     for sha256, sharers in holds.items():
         for stage in sharers:
             stages[stage]["bytes"] += object_bytes[sha256]
@@ -104,9 +106,10 @@ class _Sweep:
             folder, _, number = entry.path.removesuffix(".json").rpartition("/")
             groups[(folder,)].append((int(number) if number.isdecimal() else 0, entry))
         sets = list(self._backend.walk("sets"))
-        declared = b"".join(_text(self._backend, entry.path) for entry in sets)
-        for entry in self._backend.walk("runs"):
-            run = read_if_whole(self._backend, entry.path) or {}
+        declared = b"".join(filter(None, self._backend.read_many([entry.path for entry in sets])))
+        runs = list(self._backend.walk("runs"))
+        for entry, whole in zip(runs, read_all_whole(self._backend, [entry.path for entry in runs]), strict=True):
+            run = whole or {}
             if f'"{run.get("id")}"'.encode() in declared:
                 sets.append(entry)
                 continue
@@ -130,14 +133,12 @@ class _Sweep:
         needed |= set(holders(self._backend))
         if self._keep_last is None:
             needed |= {_key(entry) for entry in tree["attempts"]}
-        for root in roots:
-            needed |= _mentions(self._backend, root.path)
-        queue = list(needed)
-        while queue:
-            for path in record_paths.pop(queue.pop(), ()):
-                new = _mentions(self._backend, path) - needed
-                needed |= new
-                queue += new
+        needed |= _mentions(self._backend, [root.path for root in roots])
+        new = needed
+        while new:  # a wave at a time, since each read waits for the store
+            paths = [path for digest in new for path in record_paths.pop(digest, ())]
+            new = _mentions(self._backend, paths) - needed
+            needed |= new
         return needed
 
     def unneeded(self, tree: dict[str, list[Entry]], needed: set[str]) -> Iterator[Entry]:
@@ -172,16 +173,10 @@ def _tree(backend: Backend) -> dict[str, list[Entry]]:
     return tree
 
 
-def _mentions(backend: Backend, path: str) -> set[str]:
-    return {match.decode() for match in _MENTION.findall(_text(backend, path))}
-
-
-def _text(backend: Backend, path: str) -> bytes:
-    """A document's text; nothing if it has gone since it was listed."""
-    try:
-        return backend.read(path)
-    except FileNotFoundError:
-        return b""
+def _mentions(backend: Backend, paths: Sequence[str]) -> set[str]:
+    """Every digest in the documents' texts; those that have gone since they were listed mention nothing."""
+    texts = backend.read_many(paths)
+    return {match.decode() for text in texts if text is not None for match in _MENTION.findall(text)}
 
 
 def _name(entry: Entry) -> str:

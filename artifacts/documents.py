@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from artifacts.backend import Backend
 from artifacts.errors import BadName, DamagedArtifact
-from artifacts.parallel import in_parallel
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,9 +59,19 @@ def read_document(backend: Backend, path: str) -> tuple[dict[str, Any], str]:
 def read_if_whole(backend: Backend, path: str) -> dict[str, Any] | None:
     """The document of a file, or None, with a warning, if it is damaged: one bad file must not hide all others."""
     try:
-        return read_document(backend, path)[0]
+        return _if_whole(backend.read(path), path)
     except FileNotFoundError:
         return None
+
+
+def read_all_whole(backend: Backend, paths: Sequence[str]) -> list[dict[str, Any] | None]:
+    """The same for many files at once, in order."""
+    return [_if_whole(raw, path) for raw, path in zip(backend.read_many(paths), paths, strict=True)]
+
+
+def _if_whole(raw: bytes | None, path: str) -> dict[str, Any] | None:
+    try:
+        return None if raw is None else load_document(raw, path)[0]
     except DamagedArtifact as damage:
         _LOG.warning("left out: %s", damage)
         return None
@@ -70,5 +80,4 @@ def read_if_whole(backend: Backend, path: str) -> dict[str, Any] | None:
 def read_folder(backend: Backend, folder: str) -> list[dict[str, Any]]:
     """Every whole document below a folder, in order of path."""
     paths = [entry.path for entry in backend.walk(folder) if entry.path.endswith(".json")]
-    found = in_parallel(lambda path: read_if_whole(backend, path), paths)
-    return [document for document in found if document is not None]
+    return [document for document in read_all_whole(backend, paths) if document is not None]

@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +37,16 @@ class LocalBackend:
         """The whole file."""
         with explained(self.url, "read", path), open(self.root / path, "rb", buffering=0) as source:
             return source.read()
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Whole small files, in order; None for those that are not there."""
+        found: list[bytes | None] = []
+        for path in paths:
+            try:
+                found.append(self.read(path))
+            except FileNotFoundError:
+                found.append(None)
+        return found
 
     def write(self, path: str, data: bytes) -> None:
         """Make or replace the whole file at once; on disk when this returns."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifacts.backend import Backend
-from artifacts.documents import dump_document, read_document, read_if_whole
+from artifacts.documents import dump_document, read_all_whole, read_document, read_if_whole
 from artifacts.errors import BadName, NotFound
 from artifacts.parallel import in_parallel
 from artifacts.record import check_part, check_stage, check_word
@@ -103,6 +103,16 @@ class Names:
     def whole_target(self, name: Name, version: int) -> dict[str, Any] | None:
         """The same for one version, None if it is damaged or gone."""
         return read_if_whole(self._backend, f"{name.folder}/{version}.json")
+
+    def targets(self) -> list[tuple[str, dict[str, Any]]]:
+        """("recipe/scale/seed/stage[part]@n", its target) of every version of every name that is whole."""
+        names = list(self.all())
+        targets = read_all_whole(self._backend, [f"{name.folder}/{version}.json" for name, version in names])
+        return [
+            (f"{name}@{version}", target)
+            for (name, version), target in zip(names, targets, strict=True)
+            if target is not None
+        ]
 
     def all(self) -> Iterator[tuple[Name, int]]:
         """Every version of every name, in one walk."""

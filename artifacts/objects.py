@@ -16,7 +16,7 @@ from typing import IO, Literal
 
 from artifacts.backend import Backend, explained
 from artifacts.digest import copy_hashed, hash_file
-from artifacts.errors import DamagedArtifact
+from artifacts.errors import DamagedArtifact, StoreUnavailable
 from artifacts.local import LocalBackend
 from artifacts.parallel import in_parallel
 from artifacts.record import File, check_files, check_key
@@ -26,6 +26,9 @@ Verify = Literal["stamp", "full"]
 # An object as young as this is not uploaded again; older ones are, so that a `gc` which is about to remove them sees
 # them as fresh. Far below any sensible grace period of `gc`.
 _FRESH_S = 3600.0
+CACHE_LIMIT = "FAIRWAY_CACHE_BYTES"  # what a host's copies of a remote store's objects may take
+_CACHE_BYTES = 100_000_000_000
+_IN_USE_S = 24 * 3600.0  # a stage that runs longer than this on one machine is unheard of
 # Hashing less than this again takes no longer than the stamp's wait for the clock tick.
 _WORTH_A_STAMP_BYTES = 8 << 20
 
@@ -71,6 +74,9 @@ class Objects:
         """Lay verified files out under `folder`: as links to read-only objects, or as copies of the caller's own."""
         files = check_files(tuple(files))
         self.verify(files, verify)
+        if self._remote:
+            self._stamps.used({file.sha256 for file in files})
+            self.trim(cache_limit_bytes())
         with explained(str(folder), "write", "the files"):
             folder.mkdir(parents=True, exist_ok=True)
             for parent in {(folder / file.path).parent for file in files}:
@@ -87,6 +93,23 @@ class Objects:
         if verify == "stamp":
             by_digest = {s: f for s, f in by_digest.items() if not self._stamps.holds(s, self.held(s))}
         self._stamps.write(in_parallel(self._hashed, by_digest.values()))
+
+    def trim(self, limit_bytes: int) -> int:
+        """Remove the copies that this host has not used for longest until the rest take `limit_bytes`; bytes removed.
+
+        A stage may be reading what was used lately, so that stays, even over the limit.
+        """
+        held = list(self._host.walk("objects"))
+        total = sum(entry.bytes for entry in held)
+        if total <= limit_bytes:
+            return 0
+        young, removed = time.time() - _IN_USE_S, 0
+        used = {entry.path: self._stamps.last_used_s(entry.path[-64:]) or entry.modified_s for entry in held}
+        for entry in sorted(held, key=lambda entry: used[entry.path]):
+            if total - removed <= limit_bytes or used[entry.path] > young:
+                break
+            removed += entry.bytes if self._host.delete(entry.path) else 0
+        return removed
 
     def missing(self, files: Iterable[File]) -> list[File]:
         """Files whose objects are not in the store, or not of the right size."""
@@ -184,6 +207,14 @@ class Objects:
         if found != (file.sha256, file.bytes):
             target.unlink()
             raise _damage(file, found, self._backend.url)
+
+
+def cache_limit_bytes() -> int:
+    """The limit of this host's copies, from the environment or 100 GB."""
+    asked = os.environ.get(CACHE_LIMIT, str(_CACHE_BYTES))
+    if not asked.isdecimal():
+        raise StoreUnavailable(f"{CACHE_LIMIT} is a number of bytes, such as 50000000000; got {asked!r}; mend it")
+    return int(asked)
 
 
 def _damage(file: File, found: tuple[str, int] | None, where: str) -> DamagedArtifact:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -105,6 +106,15 @@ class Records:
             self._backend.write(f"conflicts/{ours.stage}/{ours.key}/{ours.id}.json", raw)
             return Published(winner, "conflict", ours)
         return Published(ours, "created", ours)
+
+    def all(self, stage: str | None = None) -> list[Record]:
+        """Every whole record, in order of stage and key; damaged ones are left out, and found by `verify`."""
+        paths = [record_path(*each) for each in self.index(stage)]
+        found: list[Record] = []
+        for path, raw in zip(paths, self._backend.read_many(paths), strict=True):
+            with contextlib.suppress(DamagedArtifact):
+                found += [record_from_json(*load_document(raw, path))] if raw is not None else []
+        return found
 
     def index(self, stage: str | None = None, key_prefix: str = "") -> Iterator[tuple[str, str]]:
         """(stage, key) of every record, in one walk."""

@@ -8,17 +8,23 @@
 | az, abfs, abfss | `upload_blob(overwrite=False)` (adlfs 2026.8) | reading the driver; never run |
 
 fsspec's own default for `mode="create"` looks first and writes then, which decides nothing between two writers.
+
+Every call waits for a round trip, so each operation here is one request where the driver has a way, and many small
+files are read side by side. A store that has answered once and then does not is waited for (`PATIENCE_S`): a job of
+hours must outlive a restart of its server. One that never answered has a wrong address, and says so at once.
 """
 
 from __future__ import annotations
 
+import logging
+import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 
@@ -30,6 +36,20 @@ _SCHEMES = ("memory", *_EXTRAS)
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 _MEMORY = threading.Lock()
 _BUSY_TRIES = 20
+_S3 = ("s3", "s3a")
+_STREAMS = 64  # small files that are asked for at once
+PATIENCE_S = 180.0  # for how long a store that has answered before is waited for
+# What a driver raises, by name, when the other side is away or overloaded; asking again later is the answer to each.
+_PASSING = frozenset(
+    """ConnectionError ConnectionClosedError EndpointConnectionError ConnectTimeoutError ReadTimeoutError
+    HTTPClientError ClientError ClientConnectionError ServerDisconnectedError ClientPayloadError TimeoutError
+    IncompleteReadError ResponseStreamingError ServiceRequestError ServiceResponseError""".split()  # noqa: SIM905
+)
+_PASSING_CODES = frozenset(
+    "500 502 503 504 429 SlowDown InternalError ServiceUnavailable RequestTimeout".split()  # noqa: SIM905
+)
+_LOG = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 class FsspecBackend:
@@ -52,47 +72,73 @@ class FsspecBackend:
             ) from error
         self._root = str(root).rstrip("/")
         self._in_memory = scheme == "memory"
+        self._s3 = scheme in _S3
+        # Otherwise the driver asks for the size before the bytes.
+        self._whole = {"max_concurrency": 1} if self._s3 else {}
+        self._answered = False
 
     def read(self, path: str) -> bytes:
         """The whole file."""
-        with self._explained("read", path):
-            return self._fs.cat_file(self._at(path))
+        return self._patiently("read", path, lambda: self._fs.cat_file(self._at(path), **self._whole))
+
+    def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
+        """Whole small files, in order; None for those that are not there."""
+        if not paths:
+            return []
+        at = [self._at(path) for path in paths]
+
+        def read() -> list[bytes | None]:
+            options = {} if self._in_memory else {"batch_size": _STREAMS, **self._whole}
+            found = self._fs.cat(at, on_error="return", **options)
+            wrong = [each for each in found.values() if isinstance(each, Exception)]
+            if (other := next((each for each in wrong if not isinstance(each, FileNotFoundError)), None)) is not None:
+                raise other
+            return [None if isinstance(each := found[self._named(path)], Exception) else each for path in at]
+
+        return self._patiently("read", f"{paths[0]} and {len(paths) - 1} more", read)
 
     def write(self, path: str, data: bytes) -> None:
         """Make or replace the whole file at once."""
         with self._writing("write", path):
-            self._fs.pipe_file(self._at(path), data)
+            self._patiently("write", path, lambda: self._fs.pipe_file(self._at(path), data))
 
     def create(self, path: str, data: bytes) -> bool:
         """Make the whole file if there is none, at once; False if there is one."""
         with self._writing("create", path):
             for attempt in range(_BUSY_TRIES):
-                try:
-                    if self._in_memory:
-                        with _MEMORY:
-                            self._fs.pipe_file(self._at(path), data, mode="create")
-                    else:
-                        self._fs.pipe_file(self._at(path), data, mode="create")
-                except FileExistsError:
-                    return False
-                except OSError as error:
-                    code = _s3_code(error)
-                    if code in ("PreconditionFailed", "412"):
-                        return False
-                    if code not in ("ConditionalRequestConflict", "409"):
-                        raise
-                    time.sleep(0.05 * (attempt + 1))  # another writer is in the middle of the same creation
-                else:
-                    return True
+                created = self._patiently("create", path, lambda: self._create(path, data))
+                if created is not None:
+                    return created
+                time.sleep(0.05 * (attempt + 1))  # another writer is in the middle of the same creation
             raise StoreUnavailable(f"two writers of {path} at {self.url} kept each other out; try again")
+
+    def _create(self, path: str, data: bytes) -> bool | None:
+        """Whether it was made; None if that is not decided yet."""
+        try:
+            if self._in_memory:
+                with _MEMORY:
+                    self._fs.pipe_file(self._at(path), data, mode="create")
+            else:
+                self._fs.pipe_file(self._at(path), data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            code = _s3_code(error)
+            if code in ("PreconditionFailed", "412"):
+                return False
+            if code in ("ConditionalRequestConflict", "409"):
+                return None
+            raise
+        return True
 
     def walk(self, folder: str, prefix: str = "") -> Iterator[Entry]:
         """Every file below `folder` in order of path; `prefix` is how the name of the folder's entries begins."""
-        at = self._at(folder)
-        options = {} if self._in_memory else {"prefix": prefix}
+        at, options = self._at(folder), {} if self._in_memory else {"prefix": prefix}
+        if self._s3 and folder:  # asked for as a prefix, an empty folder is not looked for in two further ways
+            at, options = self._root, {"prefix": f"{folder}/{prefix}"}
         found: dict[str, dict[str, Any]] = {}
-        with self._explained("list", folder), suppress(FileNotFoundError):
-            found = self._fs.find(at, detail=True, **options)
+        with suppress(FileNotFoundError):
+            found = self._patiently("list", folder, lambda: self._fs.find(at, detail=True, **options))
         skip = len(self._root) + 1
         for full, info in sorted(found.items()):
             path = full[skip:]
@@ -104,23 +150,24 @@ class FsspecBackend:
         if self.entry(path) is None:
             return False
         with self._writing("delete", path):
-            self._fs.rm_file(self._at(path))
+            self._patiently("delete", path, lambda: self._fs.rm_file(self._at(path)))
         return True
 
     def entry(self, path: str) -> Entry | None:
         """The file's size and age, or None if there is none."""
-        with self._explained("look at", path):
-            try:
-                info = self._fs.info(self._at(path))
-            except FileNotFoundError:
-                return None
+        if self._s3:  # one listing; the driver asks twice for what is not there
+            folder, _, name = path.rpartition("/")
+            return next((entry for entry in self.walk(folder, name) if entry.path == path), None)
+        try:
+            info = self._patiently("look at", path, lambda: self._fs.info(self._at(path)))
+        except FileNotFoundError:
+            return None
         return Entry(path, info["size"], _modified_s(info)) if info["type"] == "file" else None
 
     def move(self, source: str, target: str) -> None:
         """Copy the file to another name, then remove the old one."""
-        with self._explained("move", source):
-            self._fs.cp_file(self._at(source), self._at(target))
-            self._fs.rm_file(self._at(source))
+        self._patiently("move", source, lambda: self._fs.cp_file(self._at(source), self._at(target)))
+        self._patiently("move", source, lambda: self._fs.rm_file(self._at(source)))
 
     def upload(self, local: Path, path: str) -> None:
         """Make or replace the file from one of this host's, at once."""
@@ -128,15 +175,38 @@ class FsspecBackend:
             self.write(path, local.read_bytes())
             return
         with self._writing("write", path):
-            self._fs.put_file(str(local), self._at(path))
+            self._patiently("write", path, lambda: self._fs.put_file(str(local), self._at(path)))
 
     def download(self, path: str, local: Path) -> None:
         """Copy the file to a new one of this host's, which may be left half written by a crash."""
-        with self._explained("read", path):
-            self._fs.get_file(self._at(path), str(local))
+        self._patiently("read", path, lambda: self._fs.get_file(self._at(path), str(local)))
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
+
+    def _named(self, at: str) -> str:
+        """A full path as the driver gives it back."""
+        return str(self._fs._strip_protocol(at))
+
+    def _patiently(self, doing: str, path: str, work: Callable[[], _Result]) -> _Result:
+        """Do it, and again, at growing distances, while a store that has answered before does not."""
+        deadline_s, wait_s = time.monotonic() + PATIENCE_S, 0.25
+        while True:
+            with self._explained(doing, path):
+                try:
+                    result = work()
+                except FileNotFoundError:
+                    self._answered = True
+                    raise
+                except Exception as error:
+                    if not (self._answered and _is_passing(error)) or time.monotonic() + wait_s > deadline_s:
+                        raise
+                    _LOG.warning("the store %s does not answer (%s); asking again", self.url, type(error).__name__)
+                else:
+                    self._answered = True
+                    return result
+            time.sleep(wait_s * random.uniform(0.5, 1.0))  # many workers should not come back at one moment
+            wait_s = min(2 * wait_s, 8.0)
 
     @contextmanager
     def _writing(self, doing: str, path: str) -> Iterator[None]:
@@ -161,6 +231,19 @@ class FsspecBackend:
                 f"the store {self.url} must let us {doing} {path}; got {type(error).__name__}: {error}; "
                 "see whether the address, the credentials and the network are right"
             ) from error
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether the same request may succeed later. A driver wraps what happened, so the causes are looked at too."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response: Any = getattr(seen, "response", None)
+        if isinstance(response, dict) and "Error" in response:  # the server did answer: only its code counts
+            return str(response["Error"].get("Code", "")) in _PASSING_CODES
+        if {kind.__name__ for kind in type(seen).__mro__} & _PASSING:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _s3_code(error: OSError) -> str:

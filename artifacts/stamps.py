@@ -32,6 +32,19 @@ class Stamps:
         except (OSError, ValueError):
             return False
 
+    def used(self, sha256: Iterable[str]) -> None:
+        """Note that these objects are in use now: a stamp's own time is that of the last use."""
+        for each in sha256:
+            with contextlib.suppress(OSError):
+                os.utime(self._folder / each[:2] / each)
+
+    def last_used_s(self, sha256: str) -> float | None:
+        """When an object was last used here, in seconds since 1970; None if it was never verified here."""
+        try:
+            return os.stat(self._folder / sha256[:2] / sha256).st_mtime
+        except OSError:
+            return None
+
     def write(self, verified: Iterable[tuple[str, Path, str]]) -> None:
         """Remember (sha256, path, signature taken before its bytes were hashed and found right)."""
         verified = list(verified)

@@ -126,6 +126,13 @@ class Store:
         """(stage, key) of every record, in one walk."""
         return self._records.index(stage)
 
+    def all_records(self, stage: str | None = None) -> list[tuple[Record, list[str]]]:
+        """Every whole record, of one stage or all, with the names that point to it."""
+        named: dict[str, list[str]] = {}
+        for name, target in self._names.targets():
+            named.setdefault(target["record"], []).append(name)
+        return [(record, named.get(record.id, [])) for record in self._records.all(stage)]
+
     # Contents
 
     def fetch(self, files: Iterable[File], folder: Path, verify: Verify = "stamp", link: bool = True) -> None:

@@ -24,7 +24,7 @@ from artifacts.records import Records
 
 Code = Mapping[str, str]  # module -> digest
 _MARKER = re.compile(r"rejected/([a-z][a-z0-9_]*)/([0-9a-f]{64})/([0-9a-f]{64})\.json")
-_FRESH_S = 2.0  # for how long a listing of rejections is believed, so that a plan lists once
+_FRESH_S = 2.0  # for how long a listing is believed, so that a plan lists once
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Acceptances:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._listed: list[Acceptance] = []
+        self._listed_s = float("-inf")
 
     def add(self, acceptance: Acceptance) -> Acceptance:
         """Keep an acceptance; the one that is there already, if there is one for these two states."""
@@ -54,12 +56,15 @@ class Acceptances:
         names = [digest_json(code)[:16] for code in (acceptance.old, acceptance.new)]
         path = f"accepted/{acceptance.stage}/{names[0]}-{names[1]}.json"
         self._backend.create(path, dump_document({**asdict(acceptance), "at": _now()})[0])
+        self._listed_s = float("-inf")
         return Acceptance(**read_document(self._backend, path)[0])
 
     def of(self, stage: str | None = None) -> list[Acceptance]:
         """The acceptances of a stage, or all."""
-        folder = f"accepted/{check_stage(stage)}" if stage else "accepted"
-        return [Acceptance(**document) for document in read_folder(self._backend, folder)]
+        if time.monotonic() - self._listed_s > _FRESH_S:
+            self._listed = [Acceptance(**document) for document in read_folder(self._backend, "accepted")]
+            self._listed_s = time.monotonic()
+        return [each for each in self._listed if stage in (None, each.stage)]
 
     def equivalents(self, stage: str, code: Code) -> list[dict[str, str]]:
         """Every other state of the code that acceptances, in either direction and in chains, hold equal to this one."""

@@ -40,24 +40,16 @@ def artifacts(arguments: argparse.Namespace) -> int:
 
 
 def _ls(store: Store, arguments: argparse.Namespace) -> int:
-    named: dict[tuple[str, str], list[str]] = {}
-    for name in store.names():
-        record = _of_name(store, name)
-        if record is not None:
-            named.setdefault((record.stage, record.key), []).append(name)
-    lines = []
-    for stage, key in sorted(store.records(arguments.stage or None)):
-        record = store.get(stage, key)
-        if record is not None:
-            lines.append(
-                {
-                    "artifact": record.label,
-                    "key": key,
-                    "bytes": record.bytes,
-                    "made": record.provenance.get("published", ""),
-                    "names": named.get((stage, key), []),
-                }
-            )
+    lines = [
+        {
+            "artifact": record.label,
+            "key": record.key,
+            "bytes": record.bytes,
+            "made": record.provenance.get("published", ""),
+            "names": names,
+        }
+        for record, names in store.all_records(arguments.stage or None)
+    ]
     if arguments.json:
         print_json({"artifacts": lines})
         return 0
@@ -67,15 +59,6 @@ def _ls(store: Store, arguments: argparse.Namespace) -> int:
     ]
     print_table(["artifact", "key", "size", "made", "names"], rows, right="size")
     return 0
-
-
-def _of_name(store: Store, name: str) -> Record | None:
-    from artifacts.errors import StoreError
-
-    try:
-        return store.resolve(name)
-    except StoreError:  # its record went; `verify` says so
-        return None
 
 
 def _show(store: Store, arguments: argparse.Namespace) -> int:

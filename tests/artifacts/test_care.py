@@ -509,7 +509,7 @@ def test_gc_leaves_what_was_written_again_since_it_looked(local_place, publish, 
 def test_gc_ignores_what_goes_while_it_looks(local_place, publish, monkeypatch):
     from artifacts.collect import _mentions
 
-    assert _mentions(local_place.open()._backend, "runs/ghost.json") == set()
+    assert _mentions(local_place.open()._backend, ["runs/ghost.json"]) == set()
 
 
 def test_gc_sweeps_what_crashes_left_and_stamps_of_what_is_gone(local_place, publish, tmp_path):

@@ -352,3 +352,154 @@ def test_a_damaged_remote_object_never_reaches_a_stage(publish, tmp_path):
     with pytest.raises(DamagedArtifact):
         reader.fetch(record.files, tmp_path / "in")
     assert files_below(tmp_path / "in") == files_below(tmp_path / "b") == set()
+
+
+def test_many_small_files_are_read_in_order_and_missing_ones_are_none(place):
+    backend = open_backend(place.url)
+    assert backend.read_many([]) == []
+    for index in range(150):  # more than are asked for at once
+        backend.write(f"runs/{index}.json", b"%d" % index)
+    paths = [f"runs/{index}.json" for index in reversed(range(-1, 151))]
+    expected = [None, *(b"%d" % index for index in reversed(range(150))), None]
+    assert backend.read_many(paths) == expected
+    assert backend.read_many(["runs/7.json"]) == [b"7"]
+    assert backend.read_many(["runs/none.json"]) == [None]
+
+
+def test_a_listing_of_every_record_has_its_names_and_leaves_damage_out(place, publish):
+    store = place.open()
+    made = [publish(store, text).record for text in "abc"]
+    name = store.assign_name("quickstart", "full", 1, "train", "", made[1].key)
+    other = publish(store, "x", stage="average").record
+    place.flip(f"records/train/{made[2].key}.json", position=200)
+    listed = store.all_records()
+    assert {record.id for record, _ in listed} == {made[0].id, made[1].id, other.id}
+    assert {record.id: names for record, names in listed}[made[1].id] == [name]
+    assert [record.id for record, _ in store.all_records("average")] == [other.id]
+
+
+class TestPatience:
+    """A store that has answered before is waited for."""
+
+    class Flaky:
+        """Fails in this way until it has been asked so often."""
+
+        def __init__(self, error: Exception, times: int) -> None:
+            self.error, self.times, self.asked = error, times, 0
+
+        def __call__(self) -> bytes:
+            self.asked += 1
+            if self.asked <= self.times:
+                raise self.error
+            return b"at last"
+
+    @pytest.fixture
+    def backend(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+        return remote.FsspecBackend(f"memory://{tmp_path.name}-patience")
+
+    @staticmethod
+    def failing(name: str, code: str = "") -> Exception:
+        inner = type(name, (Exception,), {"response": {"Error": {"Code": code}}} if code else {})()
+        outer = OSError("wrapped")
+        outer.__cause__ = inner
+        return outer
+
+    @pytest.mark.parametrize(
+        ("name", "code"),
+        [
+            ("EndpointConnectionError", ""),
+            ("ReadTimeoutError", ""),
+            ("ClientError", "SlowDown"),
+            ("ClientError", "503"),
+        ],
+    )
+    def test_a_server_that_went_away_is_asked_again(self, backend, name, code):
+        backend.write("here", b"")
+        work = self.Flaky(self.failing(name, code), 5)
+        assert backend._patiently("read", "x", work) == b"at last"
+        assert work.asked == 6
+
+    def test_one_that_never_answered_has_a_wrong_address(self, backend):
+        work = self.Flaky(self.failing("EndpointConnectionError"), 1)
+        with pytest.raises(StoreUnavailable, match="reachable"):
+            backend._patiently("read", "x", work)
+        assert work.asked == 1
+
+    @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "NoSuchBucket"])
+    def test_a_refusal_is_not_asked_again(self, backend, code):
+        backend.write("here", b"")
+        work = self.Flaky(self.failing("ClientError", code), 1)
+        with pytest.raises(StoreUnavailable):
+            backend._patiently("read", "x", work)
+        assert work.asked == 1
+
+    def test_patience_ends(self, backend, monkeypatch):
+        backend.write("here", b"")
+        monkeypatch.setattr(remote, "PATIENCE_S", 0.3)
+        work = self.Flaky(self.failing("ConnectionError"), 10**9)
+        with pytest.raises(StoreUnavailable):
+            backend._patiently("read", "x", work)
+        assert work.asked == 2
+
+    def test_an_outage_between_two_calls_costs_time_only(self, s3_bucket, tmp_path, monkeypatch):
+        backend = open_backend(f"s3://{s3_bucket}/{tmp_path.name}")
+        backend.write("runs/1.json", b"one")
+        real, left = backend._fs._call_s3, [3]
+
+        async def away(*args, **kwargs):
+            if left[0]:
+                left[0] -= 1
+                raise ConnectionError("away")
+            return await real(*args, **kwargs)
+
+        monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(backend._fs, "_call_s3", away)
+        assert backend.read_many(["runs/1.json", "runs/2.json"]) == [b"one", None]
+        left[0] = 2
+        assert backend.create("runs/2.json", b"two")
+        left[0] = 2
+        assert not backend.create("runs/2.json", b"other")
+        assert left == [0]
+
+
+class TestCacheLimit:
+    """What this host keeps of a remote store's objects."""
+
+    @pytest.fixture
+    def shared(self, tmp_path, publish):
+        url = f"memory://{tmp_path.name}-cache"
+        store = Store.open(url, cache=tmp_path / "writer")
+        records = [publish(store, text, {"raw/w.bin": text.encode() * 1000}).record for text in "abcd"]
+        return Store.open(url, cache=tmp_path / "reader"), records, tmp_path
+
+    def cached(self, folder: Path) -> set[str]:
+        return {path.name for path in (folder / "reader" / "objects").rglob("*") if path.is_file()}
+
+    def test_copies_that_were_not_used_for_longest_make_room(self, shared, monkeypatch):
+        reader, records, folder = shared
+        monkeypatch.setenv("FAIRWAY_CACHE_BYTES", "2500")
+        two_days_ago = time.time() - 2 * 86_400
+        for index, record in enumerate(records[:3]):
+            reader.fetch(record.files, folder / f"in{index}")
+            for stamp in (folder / "reader" / "stamps").rglob("*"):
+                if stamp.name == record.files[0].sha256:
+                    os.utime(stamp, (two_days_ago + index, two_days_ago + index))
+        reader.fetch(records[0].files, folder / "again")  # used again: the oldest now is the second
+        reader.fetch(records[3].files, folder / "in3")
+        assert self.cached(folder) == {records[0].files[0].sha256, records[3].files[0].sha256}
+        assert (folder / "again" / "raw" / "w.bin").read_bytes() == b"a" * 1000
+
+    def test_what_was_used_today_stays_even_over_the_limit(self, shared, monkeypatch):
+        reader, records, folder = shared
+        monkeypatch.setenv("FAIRWAY_CACHE_BYTES", "1")
+        for index, record in enumerate(records):
+            reader.fetch(record.files, folder / f"in{index}")
+        assert len(self.cached(folder)) == 4
+        assert (folder / "in0" / "raw" / "w.bin").read_bytes() == b"a" * 1000
+
+    def test_a_limit_that_is_no_number_is_refused(self, shared, monkeypatch):
+        reader, records, folder = shared
+        monkeypatch.setenv("FAIRWAY_CACHE_BYTES", "50 GB")
+        with pytest.raises(StoreUnavailable, match="number of bytes"):
+            reader.fetch(records[0].files, folder / "in")
