@@ -10,14 +10,12 @@ What can be told apart from outside:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import cycle, islice
 
 import numpy as np
 
 from stages.audit.events import audit_events
 from stages.audit.finding import Finding, Verdict
-from stages.audit.perturb import KINDS, Kind, other_future
+from stages.audit.perturb import KINDS, other_future
 from stages.audit.settings import Claims, Settings
 from stages.audit.subject import WholeStream
 
@@ -68,7 +66,7 @@ def audit_whole_stream(
             _mass(ask, tokens, nll_N, vocab, settings, lots, causal),
         ]
         if claims.isolates_documents is not None:
-            found.append(_documents(ask, tokens, nll_N, claims.isolates_documents, settings))
+            found.append(_documents(ask, tokens, nll_N, claims.isolates_documents, settings, lots))
     except BadPrices as error:
         found = [Finding(rule="E1", detector="T8", verdict="fail", says=f"A stream was not scored whole: {error}.")]
     return [*found, *_claimed(claims, len(tokens) - 1)]
@@ -92,8 +90,8 @@ def _futures(
     worst: dict[str, dict] = {"T1": {"cuts": 0, "most": 0.0, "moved": []}, "T2": {"cuts": 0, "most": 0.0, "moved": []}}
     # Ids that do not occur would be a giveaway; ids of the stream look like any text.
     ids = np.unique(tokens) if len(np.unique(tokens)) > 1 else np.arange(vocab)
-    kinds: Iterator[Kind] = islice(cycle(KINDS), settings.cuts)
-    for kind in kinds:
+    for index in range(settings.cuts):
+        kind = KINDS[index % len(KINDS)]
         cut = _cut(tokens, lots)
         donor = tokens if kind == "text" else ids
         found = worst["T2" if kind == "swap" else "T1"]
@@ -189,16 +187,23 @@ def _texts(sums: dict[int, float]) -> dict[str, float]:
     return {str(place): total for place, total in sums.items()}
 
 
-def _documents(ask: _Evaluation, tokens: np.ndarray, nll_N: np.ndarray, bos: int, settings: Settings) -> Finding:
-    """T9: with the documents before it in another order, a document's price is the same."""
+def _documents(
+    ask: _Evaluation, tokens: np.ndarray, nll_N: np.ndarray, bos: int, settings: Settings, lots: np.random.Generator
+) -> Finding:
+    """T9: after other documents, in other numbers and lengths, the last document's price is the same.
+
+    To permute them is not enough: counts do not depend on an order.
+    """
     starts = np.flatnonzero(tokens == bos)
-    if len(starts) < 3:
-        says = "Fewer than three documents: none can change places before the last."
-        return Finding(rule="C1", detector="T9", verdict="unknown", says=says)
-    parts = np.split(tokens[starts[0] :], starts[1:] - starts[0])
-    shuffled = np.concatenate([tokens[: starts[0]], *parts[-2::-1], parts[-1]])
-    last = slice(int(starts[-1]), None)  # targets of the last document; its BOS is the one before
-    most = float(np.abs(ask(shuffled)[last] - nll_N[last]).max(initial=0.0))
+    if len(starts) < 2:
+        return Finding(rule="C1", detector="T9", verdict="unknown", says="There is no document before the last.")
+    last = int(starts[-1])
+    ids = np.unique(tokens)
+    other = tokens.copy()
+    other[:last] = lots.choice(ids, last)
+    other[0] = tokens[0]
+    own = slice(last, None)  # targets of the last document; its BOS is the one before
+    most = float(np.abs(ask(other)[own] - nll_N[own]).max(initial=0.0))
     same = most <= settings.tolerance
     says = "A document's price does not depend" if same else "It claims to score documents alone; a price depends"
     return Finding(
@@ -206,7 +211,7 @@ def _documents(ask: _Evaluation, tokens: np.ndarray, nll_N: np.ndarray, bos: int
         detector="T9",
         verdict="pass" if same else "fail",
         says=f"{says} on the documents before it.",
-        evidence={"documents": len(parts), "largest_difference": most},
+        evidence={"documents": len(starts), "largest_difference": most},
     )
 
 
