@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ def counting(tokens: np.ndarray, *, start: np.ndarray | None = None, weight: flo
     """Bigram counts of what came before, over a flat prior: causal, normalised, learns from each token once."""
     counts = np.ones((VOCAB, VOCAB)) if start is None else start.copy()
     nll = np.empty(len(tokens) - 1)
-    for i, (x, y) in enumerate(zip(tokens[:-1], tokens[1:], strict=True)):
+    for i, (x, y) in enumerate(itertools.pairwise(tokens)):
         nll[i] = -np.log(counts[x, y] / counts[x].sum())
         counts[x, y] += weight
     return nll
@@ -79,7 +81,7 @@ def sorted_by_length(tokens):
 def schedule_over_the_stream(tokens):
     """A rate that falls over the stream's length."""
     counts, nll = np.ones((VOCAB, VOCAB)), np.empty(len(tokens) - 1)
-    for i, (x, y) in enumerate(zip(tokens[:-1], tokens[1:], strict=True)):
+    for i, (x, y) in enumerate(itertools.pairwise(tokens)):
         nll[i] = -np.log(counts[x, y] / counts[x].sum())
         counts[x, y] += 1 - i / len(nll)
     return nll
@@ -88,7 +90,7 @@ def schedule_over_the_stream(tokens):
 def hashed_ratio(tokens):
     """Counts in buckets of context and target, read at the target only."""
     full, contexts, nll = np.zeros(4), np.zeros(4), np.empty(len(tokens) - 1)
-    for i, (x, y) in enumerate(zip(tokens[:-1], tokens[1:], strict=True)):
+    for i, (x, y) in enumerate(itertools.pairwise(tokens)):
         share = min(full[(x ^ y) % 4], contexts[x % 4]) / max(contexts[x % 4], 1)
         nll[i] = -np.log(0.5 / VOCAB + 0.5 * share)
         full[(x ^ y) % 4] += 1
@@ -146,7 +148,7 @@ def test_a_stream_that_is_not_scored_whole_breaks_e1(wrong):
 def test_who_claims_to_score_documents_alone_is_held_to_it():
     def alone(tokens):
         starts = np.append(np.flatnonzero(tokens == BOS), len(tokens))
-        parts = [counting(tokens[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        parts = [counting(tokens[a:b]) for a, b in itertools.pairwise(starts)]
         first = np.log(VOCAB)  # of a document's BOS, from nothing
         return np.concatenate([parts[0], *(np.r_[first, part] for part in parts[1:])])
 
