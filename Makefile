@@ -7,8 +7,6 @@ BIN := $(VENV)/bin
 RECIPE ?= quickstart
 # pytest workers; each test keeps to two threads of its own at most
 WORKERS ?= auto
-FIND_PYTHON := for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
-	  "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo "$$p" && break; done
 
 run: install
 	@$(BIN)/fairway run $(RECIPE) $(ARGS)
@@ -16,15 +14,8 @@ run: install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
-	@python="$$($(FIND_PYTHON))"; \
-	if [ -z "$$python" ]; then \
-	  echo "Fairway needs Python 3.11, 3.12 or 3.13; none is on PATH. Install one, or say make PYTHON=/path/to/python3" >&2; exit 3; fi; \
-	if ! "$$python" -c 'import venv, ensurepip' 2>/dev/null; then \
-	  echo "$$python has no venv or ensurepip, which Debian and Ubuntu keep in a package of their own: apt-get install python3-venv" >&2; exit 3; fi; \
-	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
 	@echo "installing requirements.lock into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@.ci/install $(VENV) "$(PYTHON)"
 	@touch $@
 
 test: install

@@ -19,6 +19,8 @@ def clone(tmp_path: Path) -> Path:
     """What `make install` looks at."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "install", tmp_path / ".ci" / "install")
     return tmp_path
 
 
@@ -33,7 +35,7 @@ def tools(clone: Path, python: str = "") -> str:
     """A PATH with a shell's tools, and `python3` as a script."""
     folder = clone / "bin"
     folder.mkdir()
-    for tool in ("sh", "touch", "sed", "echo"):
+    for tool in ("sh", "touch", "sed", "echo", "dirname"):
         (folder / tool).symlink_to(str(shutil.which(tool)))
     if python:
         (folder / "python3").write_text(f"#!/bin/sh\n{python}\n", encoding="utf-8")
@@ -45,6 +47,21 @@ def test_without_a_python_that_will_do_it_says_which_one_would(clone: Path):
     done = make(clone, "install", path=tools(clone))
     assert done.returncode != 0
     assert "needs Python 3.11, 3.12 or 3.13; none is on PATH" in done.stderr
+
+
+@pytest.mark.parametrize("python", ["/nowhere/python3", "false"])
+def test_a_python_that_is_named_and_will_not_do_is_refused(clone: Path, python: str):
+    done = make(clone, "install", f"PYTHON={python}")
+    assert done.returncode != 0
+    assert f"{python} is none of them" in done.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_images_and_make_install_in_one_way():
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert ".ci/install" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert dockerfile.count(".ci/install .venv") == 4
+    assert "pip install" not in dockerfile
 
 
 def test_without_venv_it_names_the_package_to_install(clone: Path):
