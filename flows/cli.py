@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     _add_seeds(commands)
     _add_artifacts(commands)
     _add_submit(commands)
+    _add_score(commands)
     for name, text in (("recipes", "list the built-in recipes"), ("doctor", "check this installation")):
         _common(commands.add_parser(name, help=text, description=text))
     report = _common(commands.add_parser("report", help="write a run's report again and print its path"))
@@ -213,6 +214,20 @@ def _add_submit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
 
 
+def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    score = _common(commands.add_parser("score", help="score an archive or a weights file that was made elsewhere"))
+    score.add_argument("file", help="archive (.fwy) or weights (.safetensors)")
+    score.add_argument("--recipe", default="quickstart", help="whose documents, tokenizer and protocols (quickstart)")
+    score.add_argument("--scale", default="full", help="smoke, one-gpu or full (default)")
+    score.add_argument("--protocol", action="append", default=[], metavar="NAME", help="only this protocol; repeatable")
+    score.add_argument("--val", default="", metavar="URL", help="documents or .bin shards in place of the recipe's")
+    score.add_argument("--tokenizer", default="", metavar="MODEL", help="with --val: the SentencePiece .model")
+    score.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field of the recipe"
+    )
+    score.add_argument("--cores", type=int, help="CPU cores to use at once (default: all that are allowed)")
+
+
 def _artifact(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("artifact", help="recipe/scale/seed/stage[part]@version, stage/key, or a key's beginning")
     return command
@@ -239,6 +254,8 @@ def _command(arguments: argparse.Namespace) -> Command:
         from flows.commands.artifacts import artifacts as command
     elif name == "report":
         from flows.commands.runs import report as command
+    elif name == "score":
+        from flows.commands.score import score_file as command
     elif name == "submit":
         from flows.commands.submit import submit as command
     elif name == "recipes":

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.challenge.backing import backing_runs
 from flows.challenge.claims import BASELINE
-from flows.challenge.findings import Finding, gathered
+from flows.challenge.findings import Finding, Level, gathered
 from flows.challenge.folder import SCRIPT, Evidence, Folder
 
 Rules = Mapping[str, Any]
@@ -78,7 +78,7 @@ def code_on_disk(folder: Folder) -> int | None:
 def check_sizes(folder: Folder, rules: Rules) -> Iterator[Finding]:
     """Code and model together against the cap, in every seed, counted in each way (detector T14)."""
     cap, rows = rules["cap_bytes"], sizes(folder, rules)
-    ways = (
+    ways: tuple[tuple[str, Level, str, str], ...] = (
         ("logged", "error", "I32", "as logged"),
         ("on_disk", "strict", "I33", "as they lie in the folder (the script, what it reaches, and the logged model)"),
         ("every_source", "note", "I33", "with every source file of the folder"),
