@@ -246,20 +246,27 @@ def _command(arguments: argparse.Namespace) -> Command:
         from flows.commands.accept import accept as command
     elif name == "runs":
         from flows.commands.runs import runs as command
-    elif name == "seeds":
+    elif name == "report":
+        from flows.commands.runs import report as command
+    elif name == "recipes":
+        from flows.commands.recipes import recipes as command
+    else:
+        command = _more(name)
+    return command
+
+
+def _more(name: str) -> Command:
+    """The same, of what comes after a run."""
+    if name == "seeds":
         from flows.commands.seeds import seeds as command
     elif name == "compare":
         from flows.commands.compare import compare as command
     elif name == "artifacts":
         from flows.commands.artifacts import artifacts as command
-    elif name == "report":
-        from flows.commands.runs import report as command
     elif name == "score":
         from flows.commands.score import score_file as command
     elif name == "submit":
         from flows.commands.submit import submit as command
-    elif name == "recipes":
-        from flows.commands.recipes import recipes as command
     else:
         from flows.commands.doctor import doctor as command
     return command
