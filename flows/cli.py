@@ -149,6 +149,17 @@ def _add_seeds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="test against a row of the public board (its number), a set in the store, or a .toml or .json file",
     )  # fmt: skip
 
+    sweep = commands.add_parser("sweep", help="many points around one recipe; what they share runs once; one table")
+    sweep.add_argument("recipe", help="a recipe with --grid, or a sweep's file such as configs/sweeps/pr398.toml")
+    sweep.add_argument(
+        "--grid", action="append", default=[], metavar="PATH=V1,V2", help="values of a field; several: all combinations"
+    )
+    sweep.add_argument("--seeds", default="", help="seeds of every point (default: the recipe's own)")
+    _add_set_options(sweep)
+    board = commands.add_parser("board", help="the best legal score of every configuration in the store")
+    board.add_argument("--scale", default="", help="only this scale")
+    board.add_argument("--policy", default="board", help="whose verdict makes a score legal: strict or board (default)")
+    _common(board)
     compare = _common(commands.add_parser("compare", help="what differs between two runs, sets, recipes or artifacts"))
     for side in ("a", "b"):
         compare.add_argument(side, help="run id, set id or its beginning, recipe, artifact's name or key")
@@ -257,10 +268,8 @@ def _command(arguments: argparse.Namespace) -> Command:
 
 def _more(name: str) -> Command:
     """The same, of what comes after a run."""
-    if name == "seeds":
-        from flows.commands.seeds import seeds as command
-    elif name == "compare":
-        from flows.commands.compare import compare as command
+    if name in ("seeds", "sweep", "compare", "board"):
+        command = _of_many_runs(name)
     elif name == "artifacts":
         from flows.commands.artifacts import artifacts as command
     elif name == "score":
@@ -269,6 +278,19 @@ def _more(name: str) -> Command:
         from flows.commands.submit import submit as command
     else:
         from flows.commands.doctor import doctor as command
+    return command
+
+
+def _of_many_runs(name: str) -> Command:
+    """The function behind a command on more than one run."""
+    if name == "seeds":
+        from flows.commands.seeds import seeds as command
+    elif name == "sweep":
+        from flows.commands.sweep import sweep as command
+    elif name == "board":
+        from flows.commands.board import board as command
+    else:
+        from flows.commands.compare import compare as command
     return command
 
 

@@ -19,11 +19,12 @@ from flows.prepare import Prepared, Request, local_folder, prepare, sweep
 from flows.references import Reference, comparable
 from flows.sets import Document, SeedSet, headline, undeclared
 from flows.statistics import Comparison, Estimate, Scores, compare, detectable, estimate, paired
+from flows.verdict import verdicts
 from stages.contract import StageError
 
 Conduct = Callable[[Prepared], Mapping[str, Any]]  # `flows.pipeline.run`
 LEAST_SEEDS = 3  # what the challenge asks for
-_KEPT = ("scores", "bytes", "verdict", "verdicts")  # of a run's result
+_KEPT = ("scores", "bytes")  # of a run's result
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def result_of(
         "seeds": document["seeds"],
         "protocol": tested,
         "n": len(results),
-        "runs": [_attempt_line(attempt, results, tested) for attempt in _by_seed(document)],
+        "runs": [_attempt_line(store, attempt, results, tested) for attempt in _by_seed(document)],
         "scores": scores,
         "bytes": sizes(results),
         "reference": None,
@@ -222,7 +223,7 @@ def _by_seed(document: Document) -> list[dict[str, Any]]:
 
 
 def _attempt_line(
-    attempt: Mapping[str, Any], results: Mapping[int, Mapping[str, Any]], protocol: str
+    store: Store, attempt: Mapping[str, Any], results: Mapping[int, Mapping[str, Any]], protocol: str
 ) -> dict[str, Any]:
     score = attempt.get("scores", {}).get(protocol, {})
     return {
@@ -232,7 +233,7 @@ def _attempt_line(
         "bpb": score.get("bpb"),
         "nats_per_token": score.get("nats_per_token"),
         "bytes": attempt.get("bytes", {}).get("total"),
-        "verdict": attempt.get("verdict"),
+        "verdict": verdicts(store, attempt.get("steps", {}), protocol),
         "run": attempt["run"],
         "error": attempt.get("error", "").partition("\n")[0],
     }

@@ -16,6 +16,7 @@ from flows.seeds import Show, declare, find_set, result_of, run_set, set_as_refe
 from flows.server import quiet
 from flows.sets import SeedSet
 from flows.tables import Table, print_json, print_table
+from flows.verdict import verdict_text
 from stages.contract import StageError
 
 FAILED = 1
@@ -160,13 +161,6 @@ def p_text(p: float | None) -> str:
 def interval(estimate: Mapping[str, Any]) -> str:
     """`1.12010 .. 1.12404`."""
     return "" if estimate["low"] is None else f"{estimate['low']:.5f} .. {estimate['high']:.5f}"
-
-
-def verdict_text(verdict: object) -> str:
-    """What the audit said, in a word; who says nothing was not audited."""
-    if isinstance(verdict, Mapping):
-        return ", ".join(f"{policy} {each}" for policy, each in verdict.items() if isinstance(each, str))
-    return str(verdict) if verdict else "not audited"
 
 
 def print_result(result: Mapping[str, Any]) -> None:
