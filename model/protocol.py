@@ -63,43 +63,36 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
-        """From the fields of evaluate's configuration, all of them, groups nested; checked there."""
-        mixer = MixerSettings(**values["mixer"])
-        kind, ttt, phases = values["protocol"], values["ttt"], values["pre_eval"]
-        adapts = kind == "ttt"
-        chunk = ttt["chunk_tokens"] if adapts else mixer.chunk_tokens if mixer.kind != "off" else 0
-        plain = {field.name for field in fields(cls)} - {"chunk_tokens", "adaptation", "phases", "mixer"}
-        return cls(
-            **{name: values[name] for name in plain},
-            chunk_tokens=chunk,
+        """From the fields of evaluate's configuration, groups nested; checked there. A field that is absent is off."""
+        ttt, phases = values.get("ttt", {}), values.get("pre_eval", {})
+        mixer = _settings(MixerSettings, values.get("mixer", {}))
+        adaptation = _settings(Adaptation, ttt, **_groups(ttt)) if values.get("protocol") == "ttt" else None
+        both = [phases.get(name, {}) for name in ("first", "second")]
+        chunk = mixer.chunk_tokens if mixer.kind not in ("off", "") else 0
+        return _settings(
+            cls,
+            values,
+            chunk_tokens=ttt["chunk_tokens"] if adaptation else chunk,
             mixer=mixer,
-            adaptation=_adaptation(ttt) if adapts else None,
-            phases=tuple(_phase(phases[name]) for name in ("first", "second") if phases[name]["epochs"]),
+            adaptation=adaptation,
+            phases=tuple(_settings(Phase, phase, **_groups(phase)) for phase in both if phase.get("epochs")),
         )
 
 
-def _adaptation(ttt: Mapping[str, Any]) -> Adaptation:
-    return Adaptation(
-        **_without(ttt, "chunk_tokens", "lora", "fake_quantise"),
-        low_rank=LowRankSettings(**_tuples(ttt["lora"])),
-        fake_quantise=_fake_quantise(ttt),
-    )
+def _groups(descent: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "low_rank": _settings(LowRankSettings, descent.get("lora", {})),
+        "fake_quantise": _settings(FakeQuantise, descent.get("fake_quantise", {})),
+    }
 
 
-def _phase(phase: Mapping[str, Any]) -> Phase:
-    return Phase(**_without(phase, "fake_quantise"), fake_quantise=_fake_quantise(phase))
-
-
-def _fake_quantise(descent: Mapping[str, Any]) -> FakeQuantise:
-    return FakeQuantise(**_without(descent["fake_quantise"], "allow_bits_mismatch"))
-
-
-def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in _tuples(values).items() if name not in names}
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def _settings(kind: type[Any], values: Mapping[str, Any], **given: Any) -> Any:
+    """A group of settings from those of `values` that it has."""
+    found: dict[str, Any] = {}
+    for field in fields(kind):
+        value = values.get(field.name, type(field.default)())
+        found[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**{**found, **given})
 
 
 def windows_of(protocol: Protocol, stream_tokens: int) -> Windows:

@@ -65,6 +65,15 @@ from model.bytes import ByteTable
 from model.config import GPTConfig, from_dict
 from model.gpt import GPT
 from model.ledger import bits_per_byte
+from model.protocol import (
+    Protocol,
+    compute_dtype,
+    make_adapter,
+    make_compute,
+    make_mixer,
+    make_pre_adapter,
+    make_scorer,
+)
 from model.quantized import equal
 from model.score import score
 from model.shards import open_shard
@@ -73,16 +82,7 @@ from stages.average.combine import mean
 from stages.compress.chains import chains_for
 from stages.contract import Device
 from stages.device import device_name, process_group, torch_device
-from stages.evaluate.passes import (
-    adapt_first,
-    compute_dtype,
-    make_adapter,
-    make_compute,
-    make_mixer,
-    make_pre_adapter,
-    make_referee,
-    make_scorer,
-)
+from stages.evaluate.passes import adapt_first, make_referee
 from stages.quantize.network import quantize_network
 from stages.settings import Settings
 from stages.train.loop import Trainer
@@ -212,7 +212,8 @@ def _run(recipe: Mapping[str, Any], code: bytes, archive: Path, score_only: bool
         torch.set_float32_matmul_precision("highest")  # as in a fresh process
         for name in names:
             torch.compiler.reset()
-            evaluate(name, evaluation(recipe["evaluate"][name]), archive, stream, table, bos, device, process)
+            protocol = Protocol.from_dict(recipe["evaluate"][name])
+            evaluate(name, protocol, archive, stream, table, bos, device, process)
 
 
 def headline(protocols: Mapping[str, Any]) -> str:
@@ -301,18 +302,9 @@ def make_archive(settings: Settings, network: GPTConfig, state: State, path: Pat
     process.log(f"artifact_time:{1000 * (time.perf_counter() - began_s):.0f}ms")
 
 
-def evaluation(protocol: Mapping[str, Any]) -> Any:
-    """The settings of a protocol."""
-    config: Any = Settings(protocol)
-    config.chunk_tokens = config.mixer.chunk_tokens if config.mixer.kind != "off" else 0
-    if config.protocol == "ttt":
-        config.chunk_tokens = config.ttt.chunk_tokens
-    return config
-
-
 def evaluate(
     name: str,
-    config: Any,
+    protocol: Protocol,
     archive: Path,
     stream: TokenStream,
     table: ByteTable,
@@ -325,17 +317,17 @@ def evaluate(
     network = GPT(shape)
     network.load_state_dict(tensors)
     network.to(device)
-    network.attend = choose_attention(shape, device, compute_dtype(config, device)).attend
-    referee = make_referee(config, stream, table, shape.vocab, (), process)
-    scorer, call = make_scorer(config, network, device)
-    compute = make_compute(config, call, device, process)
-    adapter = make_adapter(config, network, compute, table, bos)
-    pre_adapter = make_pre_adapter(config, network, compute, referee.windows.targets)
-    mixer = make_mixer(config, referee, shape.vocab, device, process)
+    network.attend = choose_attention(shape, device, compute_dtype(protocol, device)).attend
+    referee = make_referee(protocol, stream, table, shape.vocab, (), process)
+    scorer, call = make_scorer(protocol, network, device)
+    compute = make_compute(protocol, call, device, process.rank, process.world)
+    adapter = make_adapter(protocol, network, compute, table, bos)
+    pre_adapter = make_pre_adapter(protocol, network, compute, referee.windows.targets)
+    mixer = make_mixer(protocol, referee, shape.vocab, device, process.world)
     began_s = time.perf_counter()
     if pre_adapter:
         adapt_first(referee, pre_adapter, process)
-    score(referee, scorer, adapter, lambda _targets: None, mixer, config.temperature)
+    score(referee, scorer, adapter, lambda _targets: None, mixer, protocol.temperature)
     seconds = time.perf_counter() - began_s
     ledger = referee.ledger
     account = ledger.account + ledger.again

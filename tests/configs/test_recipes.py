@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,10 @@ from configs.load import load_recipe, names
 from model.config import GPTConfig
 from model.gpt import GPT
 from model.init import initialise
+from model.names import matching, parameter_shapes, virtual_names
+from model.protocol import Protocol, windows_of
 from model.rotary import rotary_base
+from stages.quantize.rules import rules_for
 
 RECIPES = names("recipe")
 PARAMETERS = {
@@ -61,6 +66,109 @@ def test_both_published_bases_of_the_rotary_frequencies_are_reached() -> None:
     bases = {recipe: rotary_base(network(recipe).rope, network(recipe).rope.dims or 64, 2048) for recipe in PARAMETERS}
     assert {recipe for recipe, base in bases.items() if base == 10_000.0} == {"pr714", "pr417-int5"}
     assert {round(base, 2) for base in bases.values()} == {10_000.0, 22_081.79}
+
+
+def learns(recipe: str, part: str) -> list[int]:
+    """How many numbers each training of a protocol changes, by the recipe's own globs."""
+    loaded = load_recipe(recipe).recipe
+    shapes = parameter_shapes(loaded.train.network)
+    counts = Counter[str]()
+    for name, shape in shapes.items():
+        for virtual in (names := virtual_names(name, shape)):
+            counts[virtual] += math.prod(shape) // len(names)
+    found: list[int] = []
+    for field, descent in loaded.evaluate[part].descents():
+        chosen = matching(descent.adapt, list(counts), field) if descent.adapt else set(counts)
+        chosen -= matching(descent.freeze, list(counts), field)
+        found.append(sum(counts[name] for name in chosen))
+    return found
+
+
+def test_what_a_recipe_adapts_has_exactly_the_published_size() -> None:
+    assert learns("pr398", "published") == [26_829_913]
+    assert learns("pr417", "published") == [22_528, 7_624_728]
+    assert learns("pr714", "ttt") == learns("pr714-fit", "ttt") == [27_124_828]
+    assert learns("pr1033", "ttt") == learns("pr1033", "published") == learns("pr1033-legal", "mixed") == [5_256_222]
+    assert learns("pr1232", "ttt") == [27_137_223 - 4_730_916]
+
+
+LAYOUTS = {  # tensors by stored bits; vectors are fp16 as well
+    "pr398": {6: 66, 8: 2, 16: 1 + 47},
+    "pr417": {6: 66, 8: 3, 16: 2 + 49},  # published 52: the two layer scales of the value embedding are two tensors
+    "pr417-int5": {5: 20, 6: 41, 16: 2 + 43},
+    "pr714": {6: 66, 8: 3, 16: 2 + 49},
+    "pr1033": {6: 66, 8: 3, 16: 2 + 50},
+    "pr1033-recurrent": {6: 66, 8: 3, 16: 2 + 49},
+    "pr1232": {6: 66, 8: 2, 16: 1 + 80},
+    "pr1232-flow": {6: 66, 8: 2, 16: 5 + 83},
+}
+
+
+@pytest.mark.parametrize("recipe", LAYOUTS)
+def test_an_archive_holds_the_published_kinds_of_tensors(recipe: str) -> None:
+    loaded = load_recipe(recipe).recipe
+    shapes = parameter_shapes(loaded.train.network)
+    rules = rules_for(shapes, loaded.quantize)
+    stored = [name for each, shape in shapes.items() for name in virtual_names(each, shape)]
+    assert loaded.quantize.vector_bits == 16
+    assert Counter(rules[name].bits if name in rules else 16 for name in stored) == LAYOUTS[recipe]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "part", "windows"),
+    [
+        ("base11", "sliding", 969_057),
+        ("pr398", "published", 969_088),  # with the published tail
+        ("pr417", "sliding32", 1_938_113),
+        ("pr417", "published", 1_938_176),
+        ("pr714", "ttt", 969_057),
+        ("pr714", "roundtrip", 30_284),
+    ],
+)
+def test_protocols_cut_the_validation_set_into_the_published_windows(recipe: str, part: str, windows: int) -> None:
+    protocol = Protocol.from_dict(load_recipe(recipe).recipe.evaluate[part].model_dump(mode="json"))
+    cut = windows_of(protocol, 62_021_632 + 1)
+    assert (cut.targets, cut.total) == (62_021_632, windows)
+    if protocol.protocol == "ttt":
+        assert len(list(cut.spans(protocol.chunk_tokens))) == protocol.adaptation.horizon_chunks == 1_893
+
+
+ON_AT_SMOKE = {
+    "qat": {"pr417-int5"},
+    "snapshots": {"pr417", "pr417-int5", "pr417-legal"},
+    "pruning": {"pr417", "pr417-int5", "pr417-legal"},
+    "bits by a budget": {"pr1232", "pr1232-flow"},
+    "adaptation": {name for name in RECIPES if name.startswith("pr") and name != "pr417-int5"},
+    "adapters": {"pr1033-recurrent"},
+    "mixer": {"pr1033", "pr1033-legal"},
+    "complementary loss": {"pr1033", "pr1033-legal"},
+    "ema": {name for name in RECIPES if name.startswith("pr") and not name.startswith("pr417")} | {"base11"},
+}
+
+
+def test_smoke_leaves_every_technique_on_that_a_recipe_has() -> None:
+    """What `tests/recipes` then proves to have done work: a counter above zero, or numbers that moved."""
+    on: dict[str, set[str]] = {technique: set() for technique in ON_AT_SMOKE}
+    for name in RECIPES:
+        if name == "quickstart":  # which is its own smoke
+            continue
+        recipe = load_recipe(name, "smoke").recipe
+        protocols, quantize = recipe.evaluate.values(), recipe.quantize
+        groups = [quantize.matrices, quantize.embeddings, *quantize.overrides.values()]
+        has = {
+            "qat": recipe.train.qat.live,
+            "snapshots": recipe.train.snapshots.every.steps > 0,
+            "pruning": any(group.prune for group in groups),
+            "bits by a budget": quantize.fit.budget_bytes > 0,
+            "adaptation": any(protocol.descents() for protocol in protocols),
+            "adapters": any(protocol.ttt.lora.rank for protocol in protocols),
+            "mixer": any(protocol.mixer.kind != "off" for protocol in protocols),
+            "complementary loss": recipe.train.complement.alpha > 0,
+            "ema": recipe.train.ema.enabled,
+        }
+        for technique in has:
+            on[technique] |= {name} if has[technique] else set()
+    assert on == {technique: names & set(RECIPES) for technique, names in ON_AT_SMOKE.items()}
 
 
 SIZES = ("vocab", "dim", "heads", "kv_heads", "mlp_hidden")
