@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from model.ledger import Event
 from stages.audit.finding import Finding
 
+TAIL_RESCORED = "tail_rescored"  # a kind of breach that some policies let pass: the published windows at the end
 _SHOWN = 5  # events that a finding quotes
 
 
@@ -60,7 +62,9 @@ def _twice(events: Sequence[Event]) -> list[Event]:
 
 def _order(rule: str, found: Sequence[Event], good: str, bad: str) -> Finding:
     shown = [{"kind": event.kind, "lo": event.lo, "hi": event.hi} for event in found[:_SHOWN]]
-    evidence = {"events": len(found), "first": shown} if found else {}
+    evidence: dict[str, Any] = {"events": len(found), "first": shown} if found else {}
+    if found and all(event.kind == "again" for event in found):
+        evidence["kind"] = TAIL_RESCORED
     verdict = "fail" if found else "pass"
     return Finding(rule=rule, detector="T4", verdict=verdict, says=bad if found else good, evidence=evidence)
 
@@ -74,7 +78,15 @@ def _coverage(events: Sequence[Event], targets: int, known_targets: int | None) 
     counts = edges.cumsum()[:targets]
     outside = sum(max(event.hi - targets, 0) for event in events if event.kind == "score")
     missing, again = int((counts == 0).sum()), int((counts - 1).clip(min=0).sum()) + outside
-    evidence = {"targets": targets, "missing": missing, "scored_again": again, "known_targets": known_targets}
+    asked = sum(event.hi - event.lo for event in events if event.kind == "again")
+    evidence: dict[str, Any] = {
+        "targets": targets,
+        "missing": missing,
+        "scored_again": again,
+        "known_targets": known_targets,
+    }
+    if again and again == asked and not missing:
+        evidence["kind"] = TAIL_RESCORED
     if missing or again:
         says = f"Each target counts once; {missing} are not scored and {again} prices are for targets scored before."
         return Finding(rule="E1", detector="T8", verdict="fail", says=says, evidence=evidence)

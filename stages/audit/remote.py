@@ -69,6 +69,11 @@ class ScorerProcess:
                 close_fds=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     def __enter__(self) -> ScorerProcess:
         return self
 

@@ -44,3 +44,14 @@ def test_a_part_of_the_split_is_not_the_split():
 
 def test_without_a_journal_nothing_is_known():
     assert {finding.verdict for finding in audit_events([], 100)} == {"unknown"}
+
+
+def test_the_published_tail_is_told_apart_from_other_second_scores():
+    kinds = [
+        {f.rule: f.evidence.get("kind") for f in audit_events([*GOOD, event], 100)}
+        for event in (Event("again", 96, 100), Event("score", 96, 100))
+    ]
+    assert kinds == [
+        {"C3": None, "C4": "tail_rescored", "E1": "tail_rescored"},
+        {"C3": None, "C4": None, "E1": None},
+    ]
