@@ -191,7 +191,7 @@ def write_report(result: Mapping[str, Any], local: Path, row: Reference | None) 
 
 
 def _list(store: Store, as_json: bool) -> int:
-    documents = store.list_sets()
+    documents = sorted(store.list_sets(), key=lambda each: each["declared"])
     if as_json:
         names = ("id", "kind", "recipe", "scale", "seeds", "protocol", "state", "declared")
         print_json({"sets": [{name: each.get(name) for name in names} for each in documents]})
