@@ -217,9 +217,7 @@ def score_first(script: Evaluation, **settings: Any) -> Callable[[np.ndarray], H
         function = script.module.eval_val_sliding_ttt
         quiet = {"log0": lambda _text: None} if "log0" in function.__code__.co_varnames else {}
         with mock.patch.dict(os.environ, environment):
-            return function(
-                arguments, network, 0, 1, CPU, tokens, *script.tables(), STRIDE, batch_seqs=4, **quiet
-            )
+            return function(arguments, network, 0, 1, CPU, tokens, *script.tables(), STRIDE, batch_seqs=4, **quiet)
 
     return lambda tokens: script.run(tokens, evaluate)
 
