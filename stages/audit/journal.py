@@ -55,8 +55,8 @@ class Journal:
                 start = i
 
     def nll(self) -> np.ndarray:
-        """What each target costs in the sum, all of its terms together, 0 where it has none: float64 [targets]."""
-        return np.array([sum(self.terms.get(target, [])) for target in range(self.targets)])
+        """The price of each target, the first one of several, 0 where it has none: float64 [targets]."""
+        return np.array([self.terms.get(target, [0.0])[0] for target in range(self.targets)])
 
     def counts(self) -> np.ndarray:
         """How many terms each target has, int64 [targets]."""
