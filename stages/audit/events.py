@@ -19,7 +19,7 @@ def audit_events(events: Sequence[Event], targets: int, known_targets: int | Non
 
     score   raises C4 when a target is scored twice or out of order
     again   raises C4
-    reveal  raises C3 when it covers a target that was not scored before
+    reveal  raises C3 when it covers a target that was not scored before, and C4 when it does so more than once
     expose  raises C3 and C4
     """
     if not events:
@@ -49,12 +49,16 @@ def _early(events: Sequence[Event]) -> list[Event]:
 
 
 def _twice(events: Sequence[Event]) -> list[Event]:
-    scored, found = 0, []
+    scored, ahead, found = 0, 0, []
     for event in events:
         if event.kind == "score":
             if event.lo < scored:
                 found.append(event)
             scored = max(scored, event.hi)
+        elif event.kind == "reveal" and event.hi > scored:
+            if event.lo < ahead:  # passes over what is not scored yet
+                found.append(event)
+            ahead = max(ahead, event.hi)
         elif event.kind in ("again", "expose"):
             found.append(event)
     return found

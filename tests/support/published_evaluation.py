@@ -1,8 +1,8 @@
 """The evaluation code of published scripts, run as it is on a CPU at tiny width, as a function of the token stream.
 
-The scripts are executed, never copied: `benchmarks/parity.py` loads them with our shared weights. What they read of the
-stream and which prices they add up is heard by what they call: the token tensor, `F.cross_entropy`, the mixer's `score`.
-Only what needs a GPU is replaced: autocast, `torch.compile` and the synchronisation.
+The scripts are executed, never copied: `benchmarks/parity.py` loads them with our shared weights. What they read of
+the stream and which prices they add up is heard by what they call: the token tensor, `F.cross_entropy`, the mixer's
+`score`. Only what needs a GPU is replaced: autocast, `torch.compile` and the synchronisation.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.audit.journal import Journal, Tokens
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CPU = torch.device("cpu")
-VOCAB, CONTEXT, STRIDE, CHUNK = 64, 32, 8, 64
+Published = Callable[[Tokens, Journal], None]
+"""Run over a stream; its `mean` is what the published function then returned, in nats."""
+VOCAB, CONTEXT, STRIDE, CHUNK = 16, 32, 8, 64
 
 
 @cache
@@ -39,48 +42,24 @@ def parity() -> types.SimpleNamespace:
     return types.SimpleNamespace(**vars(loaded))
 
 
-@dataclass
-class Heard:
-    """What one evaluation did: prices in the order in which they were added up, and what was read when."""
-
-    terms: list[tuple[int, float]] = field(default_factory=list)  # target, nats
-    events: list[tuple[str, int, int]] = field(default_factory=list)  # "score" | "look" | "train", targets lo .. hi - 1
-    mean: float = 0.0  # what the published function returns
-
-    def prices(self, targets: int) -> np.ndarray:
-        """The first price of every target, NaN where there is none: float64 [targets]."""
-        nll_N = np.full(targets, np.nan)
-        for target, nll in reversed(self.terms):
-            nll_N[target] = nll
-        return nll_N
-
-    def counts(self, targets: int) -> np.ndarray:
-        """How many terms every target has, int64 [targets]."""
-        return np.bincount([target for target, _ in self.terms], minlength=targets)
-
-
 class HeardTokens:
-    """A stand-in for the token tensor that notes every slice: `look` under inference mode, `train` elsewhere."""
+    """The journal's tokens, with the windows that were read under inference mode and have no price yet."""
 
-    def __init__(self, tokens_N: Tensor, heard: Heard) -> None:
-        self._tokens_N, self._heard = tokens_N, heard
-        self.windows: list[tuple[int, int]] = []  # looked at and not yet priced
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        self.windows: list[tuple[int, int]] = []
 
     def numel(self) -> int:
-        return self._tokens_N.numel()
+        return len(self._tokens)
 
     def __getitem__(self, part: slice) -> Tensor:
-        read = self._tokens_N[part]
-        lo, hi = int(part.start), int(part.start) + len(read) - 1
+        read = self._tokens[part]
         if torch.is_inference_mode_enabled():
-            self.windows.append((lo, hi))
-            self._heard.events.append(("look", lo, hi))
-        else:
-            self._heard.events.append(("train", lo, hi))
+            self.windows.append((int(part.start), int(part.start) + len(read) - 1))
         return read
 
 
-class Evaluation:
+class Script:
     """One published script; `system` is its name in `benchmarks/parity.py`."""
 
     def __init__(self, system: str, checkout: Path) -> None:
@@ -104,14 +83,16 @@ class Evaluation:
             network.forward_logits(torch.zeros(1, CONTEXT, dtype=torch.int64))
         return network
 
-    def run(self, tokens: np.ndarray, evaluate: Callable[[nn.Module, Any, Heard], tuple[float, float]]) -> Heard:
-        """Run `evaluate(network, tokens, heard)` over a stream of ids [N + 1] and say what it did."""
-        heard = Heard()
-        stand_in = HeardTokens(torch.from_numpy(tokens.astype(np.int64)), heard)
-        torch.manual_seed(0)
-        with self._on_a_cpu(), self._listening(stand_in, heard):
-            heard.mean, _ = evaluate(self.network(), stand_in, heard)
-        return heard
+    def evaluation(self, run: Callable[[nn.Module, Any], tuple[float, float]]) -> Published:
+        """`run(network, tokens)` as a function of a stream."""
+
+        def evaluate(tokens: Tokens, journal: Journal) -> None:
+            heard = HeardTokens(tokens)
+            network = self.network()
+            with self._on_a_cpu(), self._listening(heard, journal):
+                evaluate.mean, _ = run(network, heard)  # pyright: ignore[reportFunctionMemberAccess]
+
+        return evaluate  # pyright: ignore[reportReturnType]
 
     def arguments(self, **changes: Any) -> types.SimpleNamespace:
         """The script's hyperparameters as its run had them, but for these."""
@@ -129,18 +110,21 @@ class Evaluation:
         with contextlib.ExitStack() as patches:
             patches.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            patches.enter_context(mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()))
+            patches.enter_context(mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()))
             patches.enter_context(mock.patch.object(torch, "compile", lambda model, **_: model))
-            patches.enter_context(mock.patch.object(torch.cuda, "synchronize", lambda *_: None))
+            patches.enter_context(mock.patch.object(torch.cuda, "synchronize", return_value=None))
             yield
 
     @contextlib.contextmanager
-    def _listening(self, tokens: HeardTokens, heard: Heard) -> Iterator[None]:
+    def _listening(self, tokens: HeardTokens, journal: Journal) -> Iterator[None]:
         def keep(nll: Tensor) -> Tensor:
             if torch.is_inference_mode_enabled() and tokens.windows:
                 nll_BT = nll.view(-1, CONTEXT)
                 rows, tokens.windows = tokens.windows[-len(nll_BT) :], []  # what came before them was only looked at
-                self._keep(nll_BT, rows, heard)
+                for nll_T, (lo, hi) in zip(nll_BT, rows, strict=True):
+                    # What every published loop adds up: all of the first window, the last stride of the others.
+                    first = lo if lo == 0 else max(hi - STRIDE, lo)
+                    journal.price(first, nll_T[first - lo : hi - lo])
             return nll
 
         def cross_entropy(*args: Any, **options: Any) -> Tensor:
@@ -155,34 +139,26 @@ class Evaluation:
                 patches.enter_context(mock.patch.object(mixer, "score", lambda *a, **o: keep(price(*a, **o))))
             yield
 
-    def _keep(self, nll_BT: Tensor, rows: list[tuple[int, int]], heard: Heard) -> None:
-        """The positions that every published loop adds up: all of the first window, the last stride of the others."""
-        del heard.events[-len(rows) :]  # these looks are scores
-        for nll_T, (lo, hi) in zip(nll_BT, rows, strict=True):
-            first = lo if lo == 0 else max(hi - STRIDE, lo)
-            heard.events.append(("score", first, hi))
-            heard.terms += zip(range(first, hi), nll_T[first - lo : hi - lo].tolist(), strict=True)
 
-
-def sliding(script: Evaluation, network: nn.Module, tokens: Any) -> tuple[float, float]:
+def sliding(script: Script, network: nn.Module, tokens: Any) -> tuple[float, float]:
     """The scripts' `eval_val_sliding`."""
     return script.module.eval_val_sliding(
         script.arguments(), network, 0, 1, CPU, tokens, *script.tables(), STRIDE, batch_seqs=4
     )
 
 
-def adapt_then_score(script: Evaluation, **settings: Any) -> Callable[[np.ndarray], Heard]:
+def adapt_then_score(script: Script, **settings: Any) -> Published:
     """What #398 runs, and #1232 unless LEGAL_TTT is set: `ttt_adapt` over all tokens, then the sliding window."""
     arguments = script.arguments(**{"ttt_batch_seqs": 2, "ttt_epochs": 2, "ttt_chunk_tokens": CHUNK, **settings})
 
-    def evaluate(network: nn.Module, tokens: Any, _: Heard) -> tuple[float, float]:
+    def evaluate(network: nn.Module, tokens: Any) -> tuple[float, float]:
         script.module.ttt_adapt(arguments, network, CPU, tokens)
         return sliding(script, network, tokens)
 
-    return lambda tokens: script.run(tokens, evaluate)
+    return script.evaluation(evaluate)
 
 
-def two_phases(script: Evaluation) -> Callable[[np.ndarray], Heard]:
+def two_phases(script: Script) -> Published:
     """What #417 runs: the statements between `ttt_enabled = ...` and the sliding window of its `main`."""
     main = next(
         node for node in ast.parse(script.source).body if isinstance(node, ast.FunctionDef) and node.name == "main"
@@ -193,19 +169,19 @@ def two_phases(script: Evaluation) -> Callable[[np.ndarray], Heard]:
     phases = compile(ast.Module(body=main.body[first : last + 1], type_ignores=[]), "phases", "exec")
     environment = {"TTT_BATCH_SEQS": "2", "TTT_P1_EPOCHS": "2", "TTT_P2_EPOCHS": "2"}
 
-    def evaluate(network: nn.Module, tokens: Any, _: Heard) -> tuple[float, float]:
+    def evaluate(network: nn.Module, tokens: Any) -> tuple[float, float]:
         around = {
-            "eval_model": network, "val_tokens": tokens, "world_size": 1, "rank": 0, "device": CPU, "distributed": False,
-            "effective_eval_seq_len": CONTEXT, "log0": lambda _text: None,
+            "eval_model": network, "val_tokens": tokens, "world_size": 1, "rank": 0, "device": CPU,
+            "distributed": False, "effective_eval_seq_len": CONTEXT, "log0": lambda _text: None,
         }  # fmt: skip
         with mock.patch.dict(os.environ, environment):
             exec(phases, vars(script.module) | around)
         return sliding(script, network, tokens)
 
-    return lambda tokens: script.run(tokens, evaluate)
+    return script.evaluation(evaluate)
 
 
-def score_first(script: Evaluation, **settings: Any) -> Callable[[np.ndarray], Heard]:
+def score_first(script: Script, **settings: Any) -> Published:
     """The `eval_val_sliding_ttt` of #1033 (with its n-gram mixer) and of #1232."""
     arguments = script.arguments(**{"ttt_batch_seqs": 2, "ttt_epochs": 1, "ttt_chunk_tokens": CHUNK, **settings})
     environment = {
@@ -213,13 +189,13 @@ def score_first(script: Evaluation, **settings: Any) -> Callable[[np.ndarray], H
         "ALPHA_CENTER": "3.0",
     }  # fmt: skip
 
-    def evaluate(network: nn.Module, tokens: Any, _: Heard) -> tuple[float, float]:
+    def evaluate(network: nn.Module, tokens: Any) -> tuple[float, float]:
         function = script.module.eval_val_sliding_ttt
         quiet = {"log0": lambda _text: None} if "log0" in function.__code__.co_varnames else {}
         with mock.patch.dict(os.environ, environment):
             return function(arguments, network, 0, 1, CPU, tokens, *script.tables(), STRIDE, batch_seqs=4, **quiet)
 
-    return lambda tokens: script.run(tokens, evaluate)
+    return script.evaluation(evaluate)
 
 
 def has_checkout(checkout: Path) -> bool:
