@@ -8,6 +8,8 @@ from typing import Any
 
 from python_minifier import minify
 
+from stages.bundle.fold import fold
+from stages.bundle.known import Known, known_objects
 from stages.bundle.merge import in_order, merge
 from stages.bundle.shake import shake
 from stages.bundle.shorten import shorten, unmark
@@ -22,8 +24,11 @@ def program(sources: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
     if ENTRY not in sources:
         raise StageError(f"the program is {ENTRY}; the source tree does not have it; start from a whole one")
     trees = {name: stripped(name, source) for name, source in sources.items()}
-    module = shake(merge(trees, ENTRY), "main")
+    module = reduced(merge(trees, ENTRY), known_objects(recipe))
     preserved = ["main", *classes_asked_for_their_names(trees)]
+    for node in ast.walk(module):
+        if isinstance(node, ast.arg):
+            node.annotation = None
     source = ast.unparse(ast.fix_missing_locations(shorten(module)))
     small = minify(
         source,
@@ -35,11 +40,21 @@ def program(sources: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
     return f"{unmark(small)}\nif __name__=='__main__':main({literal(recipe)})\n"
 
 
+def reduced(module: ast.Module, known: Known) -> ast.Module:
+    """What the entry reaches under this recipe: folding and shaking in turns, until neither finds more."""
+    module = shake(module, "main")
+    before = ""
+    while (now := ast.dump(module)) != before:
+        before = now
+        module = shake(fold(module, known), "main")
+    return module
+
+
 def stripped(name: str, source: str) -> ast.Module:
     """A module's tree without what does not act."""
     path = name.replace(".", "/") + ".py"
     try:
-        return Strip().visit(ast.parse(source, path))
+        return Strip(name).visit(ast.parse(source, path))
     except (SyntaxError, ValueError) as error:
         raise StageError(f"what is packed is Python source; {path} is not: {error}; mend it") from error
 

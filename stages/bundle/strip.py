@@ -8,10 +8,23 @@ FIELDS = {"dataclass", "NamedTuple"}
 
 
 class Strip(ast.NodeTransformer):
-    """Drops it. `classes` are the names of classes so far: annotations of fields keep those, since code may ask."""
+    """Drops it. Of parameters the full name of a class stays in place of the annotation, for `values.py` to read."""
 
-    def __init__(self) -> None:
-        self._classes: set[str] = set()
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._imported: dict[str, str] = {}
+        self._classes: set[str] = set()  # so far: annotations of fields keep those, since code may ask
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        """Remembers what names of classes mean, those for type checking too."""
+        self._imported.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+        return node
+
+    def _full_name(self, annotation: ast.expr | None) -> ast.expr | None:
+        if not isinstance(annotation, ast.Name):
+            return None
+        name = annotation.id
+        return ast.Constant(self._imported.get(name, f"{self._module}.{name}" if name in self._classes else name))
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         """The modules of `if TYPE_CHECKING` are not packed, and their names serve annotations only."""
@@ -26,7 +39,7 @@ class Strip(ast.NodeTransformer):
         node.returns = None
         for each in ast.walk(node.args):
             if isinstance(each, ast.arg):
-                each.annotation = None
+                each.annotation = self._full_name(each.annotation)
         node.body = without_text(node.body) or [ast.Pass()]
         return node
 

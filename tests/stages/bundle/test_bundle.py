@@ -118,7 +118,7 @@ def test_code_and_recipe_change_the_bytes():
 
 
 def merged(modules: dict[str, str]) -> str:
-    return ast.unparse(merge({name: Strip().visit(ast.parse(text)) for name, text in modules.items()}, "e"))
+    return ast.unparse(merge({name: Strip(name).visit(ast.parse(text)) for name, text in modules.items()}, "e"))
 
 
 def test_two_meanings_of_one_name_are_told_apart():

@@ -1,0 +1,439 @@
+"""Which values an expression of a merged program can have, where that follows from the recipe.
+
+`None` stands for "not known"; a list holds every value that is possible. Sources of knowledge: parameters whose class
+has known objects (`known.py`), constants, names and attributes that are set in one place, arguments of all calls.
+Whatever the program may change behind this reasoning is not known: names that are bound twice, attributes that are set
+from outside their class.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.bundle.known import Known
+from stages.bundle.merge import COMPREHENSIONS, bound_by, bound_in
+
+Values = list[Any] | None
+SCALARS = (type(None), bool, int, float, str)
+COMPARE: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Eq: lambda a, b: a == b,
+    ast.NotEq: lambda a, b: a != b,
+    ast.Lt: lambda a, b: a < b,
+    ast.LtE: lambda a, b: a <= b,
+    ast.Gt: lambda a, b: a > b,
+    ast.GtE: lambda a, b: a >= b,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """Some object of one of the program's own classes, or of one derived from it."""
+
+    name: str
+
+
+Scope = ast.FunctionDef | ast.Lambda | frozenset[str]  # the set: names of a comprehension
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an expression stands: scopes from the outermost in, and the class whose method it is in."""
+
+    scopes: tuple[Scope, ...] = ()
+    owner: ast.ClassDef | None = None
+
+
+@dataclass
+class Facts:
+    """What a look at the whole program tells."""
+
+    functions: dict[str, ast.FunctionDef] = field(default_factory=dict)
+    classes: dict[str, ast.ClassDef] = field(default_factory=dict)
+    constants: dict[str, list[ast.expr]] = field(default_factory=dict)
+    calls: dict[str, list[tuple[ast.Call, Place]]] = field(default_factory=dict)  # of a name
+    loads: dict[str, int] = field(default_factory=dict)  # of a name, calls included
+    stores: dict[str, list[tuple[ast.ClassDef | None, ast.expr | None, Place]]] = field(default_factory=dict)
+    bound: dict[int, dict[str, list[tuple[ast.expr | None, Place]]]] = field(default_factory=dict)
+
+
+class Collect(ast.NodeVisitor):
+    """Fills `Facts`."""
+
+    def __init__(self, module: ast.Module) -> None:
+        self.facts = Facts()
+        self._place = Place()
+        for statement in module.body:
+            if isinstance(statement, ast.FunctionDef):
+                self.facts.functions[statement.name] = statement
+            elif isinstance(statement, ast.ClassDef):
+                self.facts.classes[statement.name] = statement
+            elif isinstance(statement, ast.Assign):
+                for target in statement.targets:
+                    if isinstance(target, ast.Name):
+                        self.facts.constants.setdefault(target.id, []).append(statement.value)
+            self.visit(statement)
+
+    def _inside(self, scope: Scope, nodes: list[ast.AST]) -> None:
+        before = self._place
+        self._place = Place((*before.scopes, scope), before.owner)
+        for node in nodes:
+            self.visit(node)
+        self._place = before
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """Defaults outside, the body inside."""
+        for each in (*node.decorator_list, *node.args.defaults, *(d for d in node.args.kw_defaults if d)):
+            self.visit(each)
+        self.facts.bound[id(node)] = {}
+        self._inside(node, list(node.body))
+
+    def visit_Lambda(self, node: ast.Lambda) -> None:
+        """As a function."""
+        for each in (*node.args.defaults, *(d for d in node.args.kw_defaults if d)):
+            self.visit(each)
+        self.facts.bound[id(node)] = {}
+        self._inside(node, [node.body])
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        """Methods know their class."""
+        for each in (*node.decorator_list, *node.bases, *node.keywords):
+            self.visit(each)
+        before, self._place = self._place, Place(self._place.scopes, node)
+        for each in node.body:
+            self.visit(each)
+        self._place = before
+
+    def generic_visit(self, node: ast.AST) -> None:
+        """Comprehensions are scopes; every other node is looked at."""
+        if isinstance(node, COMPREHENSIONS):
+            names = {n.id for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
+            self._inside(frozenset(names), list(ast.iter_child_nodes(node)))
+            return
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            self.facts.loads[node.id] = self.facts.loads.get(node.id, 0) + 1
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            self.facts.calls.setdefault(node.func.id, []).append((node, self._place))
+        for target, value in targets(node):
+            self._bind(target, value)
+        super().generic_visit(node)
+
+    def _bind(self, target: ast.expr, value: ast.expr | None) -> None:
+        if isinstance(target, (ast.Tuple, ast.List)):
+            paired = isinstance(value, ast.Tuple) and len(value.elts) == len(target.elts)
+            for index, each in enumerate(target.elts):
+                self._bind(each, value.elts[index] if paired and isinstance(value, ast.Tuple) else None)
+        elif isinstance(target, ast.Starred):
+            self._bind(target.value, None)
+        elif isinstance(target, ast.Attribute):
+            own = isinstance(target.value, ast.Name) and target.value.id == "self"
+            owner = self._place.owner if own else None
+            self.facts.stores.setdefault(target.attr, []).append((owner, value, self._place))
+        elif isinstance(target, ast.Name):
+            function = next((s for s in reversed(self._place.scopes) if not isinstance(s, frozenset)), None)
+            if function is not None:
+                self.facts.bound[id(function)].setdefault(target.id, []).append((value, self._place))
+
+
+def targets(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """(target, what it is set to, if that is an expression) of everything that a node binds."""
+    if isinstance(node, ast.Assign):
+        for target in node.targets:
+            yield target, node.value
+    elif (
+        isinstance(node, (ast.AugAssign, ast.AnnAssign)) or isinstance(node, ast.For) or isinstance(node, ast.NamedExpr)
+    ):
+        yield node.target, None
+    elif isinstance(node, ast.Delete):
+        for target in node.targets:
+            yield target, None
+    elif isinstance(node, ast.With):
+        for item in node.items:
+            if item.optional_vars is not None:
+                yield item.optional_vars, None
+    elif isinstance(node, ast.ExceptHandler) and node.name:
+        yield ast.Name(node.name, ast.Store()), None
+
+
+class Reason:
+    """Answers what an expression can be."""
+
+    def __init__(self, module: ast.Module, known: Known) -> None:
+        self.facts = Collect(module).facts
+        self._known = known
+        self._answers: dict[tuple[int, str], Values] = {}
+        self._locals: dict[int, set[str]] = {}
+        self._methods = {
+            each.name for node in self.facts.classes.values() for each in node.body if isinstance(each, ast.FunctionDef)
+        }
+        self._children: dict[str, set[str]] = {}
+        for node in self.facts.classes.values():
+            for base in node.bases:
+                if isinstance(base, ast.Name):
+                    self._children.setdefault(base.id, set()).add(node.name)
+
+    def values(self, node: ast.expr, place: Place) -> Values:
+        """Every value that the expression can have there, or None."""
+        method = getattr(self, f"_of_{type(node).__name__}", None)
+        return method(node, place) if method else None
+
+    def truth(self, node: ast.expr, place: Place) -> bool | None:
+        """Whether it is true there, if it is the same for all its values."""
+        values = self.values(node, place)
+        if not values or any(isinstance(v, Instance) and self._may_be_false(v) for v in values):
+            return None
+        found = {True if isinstance(v, Instance) else bool(v) for v in values}
+        return found.pop() if len(found) == 1 else None
+
+    def _bound_in(self, scope: ast.FunctionDef | ast.Lambda) -> set[str]:
+        if id(scope) not in self._locals:
+            self._locals[id(scope)] = bound_in(scope)
+        return self._locals[id(scope)]
+
+    def _may_be_false(self, instance: Instance) -> bool:
+        family = self._family(instance.name)
+        own = {
+            each.name for name in family for each in self.facts.classes[name].body if isinstance(each, ast.FunctionDef)
+        }
+        return bool(own & {"__len__", "__bool__"}) or any(
+            isinstance(base, ast.Name) and base.id == "NamedTuple"
+            for name in family
+            for base in self.facts.classes[name].bases
+        )
+
+    def _of_Constant(self, node: ast.Constant, place: Place) -> Values:
+        return [node.value]
+
+    def _of_Tuple(self, node: ast.Tuple, place: Place) -> Values:
+        found = [self.values(each, place) for each in node.elts]
+        if any(each is None or len(each) != 1 for each in found):
+            return None
+        return [tuple(each[0] for each in found if each)]
+
+    _of_Set = _of_Tuple
+
+    def _of_Dict(self, node: ast.Dict, place: Place) -> Values:
+        """For asking whether a key is in it."""
+        keys = [self.values(key, place) if key else None for key in node.keys]
+        if any(key is None or len(key) != 1 for key in keys):
+            return None
+        return [tuple(key[0] for key in keys if key)]
+
+    def _of_Name(self, node: ast.Name, place: Place) -> Values:
+        for index in range(len(place.scopes) - 1, -1, -1):
+            scope = place.scopes[index]
+            if isinstance(scope, frozenset):
+                if node.id in scope:
+                    return None
+            elif node.id in self._bound_in(scope):
+                return self._local(scope, node.id, Place(place.scopes[:index], place.owner))
+        constants = self.facts.constants.get(node.id, [])
+        if len(constants) == 1 and isinstance(constants[0], (ast.Constant, ast.Tuple)):
+            return self.values(constants[0], Place())
+        return None
+
+    def _local(self, scope: ast.FunctionDef | ast.Lambda, name: str, outside: Place) -> Values:
+        key = (id(scope), name)
+        if key in self._answers:
+            return self._answers[key]
+        self._answers[key] = None  # while it is being asked for, and for good where it depends on itself
+        args = [*scope.args.posonlyargs, *scope.args.args, *scope.args.kwonlyargs]
+        sites = self.facts.bound[id(scope)].get(name, [])
+        argument = next((arg for arg in args if arg.arg == name), None)
+        found: Values = None
+        if argument is not None:
+            found = None if list(binders(scope, name)) else self._parameter(scope, argument, outside)
+        elif len(sites) == 1 and sites[0][0] is not None and list(binders(scope, name)) == [name]:
+            found = self.values(*sites[0])  # pyright: ignore[reportArgumentType]
+        self._answers[key] = found
+        return found
+
+    def _parameter(self, scope: ast.FunctionDef | ast.Lambda, argument: ast.arg, outside: Place) -> Values:
+        if isinstance(scope, ast.Lambda):
+            return None
+        owner = outside.owner if not outside.scopes else None
+        if owner and scope in owner.body and argument is scope.args.args[0] and not scope.decorator_list:
+            return [Instance(owner.name)]
+        if isinstance(argument.annotation, ast.Constant):
+            name = argument.annotation.value
+            if name in self._known:
+                return list(self._known[name])
+        if owner and scope in owner.body and scope.name == "__init__":
+            return self._from_calls(owner.name, scope, argument, skip=1) if not self._children.get(owner.name) else None
+        if not outside.scopes and not owner and self.facts.functions.get(scope.name) is scope:
+            return self._from_calls(scope.name, scope, argument, skip=0)
+        return None
+
+    def _from_calls(self, name: str, scope: ast.FunctionDef, argument: ast.arg, skip: int) -> Values:
+        calls = self.facts.calls.get(name, [])
+        if not calls or len(calls) != self.facts.loads.get(name, 0):
+            return None  # it is also handed around
+        found: list[Any] = []
+        for call, place in calls:
+            values = self._argument(call, place, scope, argument, skip)
+            if values is None:
+                return None
+            found += [each for each in values if not any(same(each, old) for old in found)]
+        return found
+
+    def _argument(self, call: ast.Call, place: Place, scope: ast.FunctionDef, argument: ast.arg, skip: int) -> Values:
+        if any(isinstance(arg, ast.Starred) for arg in call.args) or any(word.arg is None for word in call.keywords):
+            return None
+        positional = [*scope.args.posonlyargs, *scope.args.args][skip:]
+        for parameter, given in zip(positional, call.args, strict=False):
+            if parameter is argument:
+                return self.values(given, place)
+        for word in call.keywords:
+            if word.arg == argument.arg:
+                return self.values(word.value, place)
+        defaults: Mapping[str, ast.expr | None] = {
+            **{p.arg: d for p, d in zip(reversed(positional), reversed(scope.args.defaults), strict=False)},
+            **{p.arg: d for p, d in zip(scope.args.kwonlyargs, scope.args.kw_defaults, strict=True)},
+        }
+        default = defaults.get(argument.arg)
+        return None if default is None else self.values(default, Place())
+
+    def _of_Attribute(self, node: ast.Attribute, place: Place) -> Values:
+        objects = self.values(node.value, place)
+        if not objects:
+            return None
+        found: list[Any] = []
+        for each in objects:
+            values = self._field(each, node.attr)
+            if values is None:
+                return None
+            found += [value for value in values if not any(same(value, old) for old in found)]
+        return found
+
+    def _field(self, owner: Any, name: str) -> Values:
+        if isinstance(owner, Instance):
+            key = (0, f"{owner.name}.{name}")
+            if key not in self._answers:
+                self._answers[key] = None  # where it depends on itself
+                self._answers[key] = self._attribute(owner.name, name)
+            return self._answers[key]
+        if isinstance(owner, (*SCALARS, tuple)) or name in self._methods or name in self.facts.stores:
+            return None
+        return [getattr(owner, name)] if hasattr(owner, name) else None
+
+    def _family(self, name: str) -> set[str]:
+        """A class with all above and below it."""
+        found, waiting = set[str](), [name]
+        while waiting:
+            each = waiting.pop()
+            if each in found or each not in self.facts.classes:
+                continue
+            found.add(each)
+            waiting += self._children.get(each, ())
+            waiting += [base.id for base in self.facts.classes[each].bases if isinstance(base, ast.Name)]
+        return found
+
+    def _attribute(self, name: str, attribute: str) -> Values:
+        stores = self.facts.stores.get(attribute, [])
+        family = self._family(name)
+        own = [store for store in stores if store[0] is not None and store[0].name in family]
+        defined = {
+            word for each in family for statement in self.facts.classes[each].body for word in bound_by(statement)
+        }
+        if not own or any(store[0] is None for store in stores) or attribute in defined:
+            return None
+        found: list[Any] = []
+        for _, value, place in own:
+            values = None if value is None else self.values(value, place)
+            if values is None:
+                return None
+            found += [each for each in values if not any(same(each, old) for old in found)]
+        return found
+
+    def _of_Call(self, node: ast.Call, place: Place) -> Values:
+        if not isinstance(node.func, ast.Name) or any(node.func.id in names_of(scope) for scope in place.scopes):
+            return None
+        if node.func.id in self.facts.classes:
+            return [Instance(node.func.id)]
+        function = self.facts.functions.get(node.func.id)
+        if function and len(function.body) == 1 and not function.decorator_list:
+            (only,) = function.body
+            if isinstance(only, ast.Return) and (only.value is None or isinstance(only.value, ast.Constant)):
+                pure = is_pure([*node.args, *(word.value for word in node.keywords)])
+                return [only.value.value if isinstance(only.value, ast.Constant) else None] if pure else None
+        return None
+
+    def _of_IfExp(self, node: ast.IfExp, place: Place) -> Values:
+        truth = self.truth(node.test, place)
+        if truth is not None:
+            return self.values(node.body if truth else node.orelse, place)
+        either = self.values(node.body, place), self.values(node.orelse, place)
+        return None if either[0] is None or either[1] is None else either[0] + either[1]
+
+    def _of_UnaryOp(self, node: ast.UnaryOp, place: Place) -> Values:
+        if isinstance(node.op, ast.Not):
+            truth = self.truth(node.operand, place)
+            return None if truth is None else [not truth]
+        return None
+
+    def _of_BoolOp(self, node: ast.BoolOp, place: Place) -> Values:
+        ends = isinstance(node.op, ast.Or)  # the truth that ends it
+        for each in node.values[:-1]:
+            truth = self.truth(each, place)
+            if truth is None:
+                return None
+            if truth is ends:
+                return self.values(each, place)
+        return self.values(node.values[-1], place)
+
+    def _of_Compare(self, node: ast.Compare, place: Place) -> Values:
+        if len(node.ops) != 1:
+            return None
+        left, right = self.values(node.left, place), self.values(node.comparators[0], place)
+        if not left or not right:
+            return None
+        found: list[Any] = []
+        for a in left:
+            for b in right:
+                result = compared(node.ops[0], a, b)
+                if result is None:
+                    return None
+                found += [] if result in found else [result]
+        return found
+
+
+def compared(op: ast.cmpop, a: Any, b: Any) -> bool | None:
+    """a op b, where that is sure."""
+    if isinstance(op, (ast.Is, ast.IsNot)):
+        if a is not None and b is not None:
+            return None
+        return (a is b) is isinstance(op, ast.Is)
+    if isinstance(a, Instance) or isinstance(b, Instance) or not isinstance(a, (*SCALARS, tuple)):
+        return None
+    try:
+        return bool(COMPARE[type(op)](a, b))
+    except TypeError:
+        return None
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are one to the program; 1 and True are not."""
+    if isinstance(a, (*SCALARS, tuple)) and isinstance(b, (*SCALARS, tuple)):
+        return type(a) is type(b) and a == b
+    return a is b or (isinstance(a, Instance) and a == b)
+
+
+def names_of(scope: Scope) -> set[str] | frozenset[str]:
+    """The names that a scope binds."""
+    return scope if isinstance(scope, frozenset) else bound_in(scope)
+
+
+def binders(scope: ast.FunctionDef | ast.Lambda, name: str) -> Iterator[str]:
+    """`name`, once for every place in a function's body that binds it."""
+    for statement in scope.body if isinstance(scope.body, list) else [scope.body]:
+        yield from (each for each in bound_by(statement) if each == name)
+
+
+def is_pure(nodes: list[ast.expr]) -> bool:
+    """Whether evaluating does nothing but look."""
+    allowed = (ast.Name, ast.Attribute, ast.Constant, ast.Tuple, ast.expr_context, ast.UnaryOp, ast.unaryop)
+    return all(isinstance(each, allowed) for node in nodes for each in ast.walk(node))
