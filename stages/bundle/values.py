@@ -144,9 +144,7 @@ def targets(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr | None]]:
     if isinstance(node, ast.Assign):
         for target in node.targets:
             yield target, node.value
-    elif (
-        isinstance(node, (ast.AugAssign, ast.AnnAssign)) or isinstance(node, ast.For) or isinstance(node, ast.NamedExpr)
-    ):
+    elif isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.For, ast.NamedExpr)):
         yield node.target, None
     elif isinstance(node, ast.Delete):
         for target in node.targets:
