@@ -96,11 +96,11 @@ def drive(recipe: Recipe, outside: Outside, session: Session, submit: Submit, un
         except DamagedArtifact as damage:
             if attempt == REPAIRS:
                 raise
-            aside = session.set_aside(damage)
-            if not aside:
+            aside, mended = session.set_aside(damage)
+            if not aside and not mended:
                 raise
-            text = f"damaged: {damage.path}; set aside {', '.join(aside)}; what it held is made again"
-            session.tell(Event("note", "store", text))
+            what = f"set aside {', '.join(aside)}; what it held is made again" if aside else "mended by another run"
+            session.tell(Event("note", "store", f"damaged: {damage.path}; {what}"))
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -194,6 +194,8 @@ def environment(job: Job, scratch: Path) -> dict[str, str]:
         "TMPDIR": str(scratch),
         PARENT: str(os.getpid()),
     }
+    if job.stage in NETWORK_STAGES:
+        fixed["HF_HUB_DISABLE_TELEMETRY"] = "1"
     return {**kept, **fixed, **job.environment}
 
 

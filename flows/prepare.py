@@ -23,7 +23,7 @@ from flows.identity import Identity
 from flows.launch import GRACE_S
 from flows.outside import fingerprint_corpus, fingerprint_model
 from flows.provenance import capture
-from flows.river import Input, Outside
+from flows.river import Input, Outside, Step
 from flows.rundoc import RunDocument, mark_crashed
 from flows.session import Event, Session
 from flows.slots import Slots
@@ -117,6 +117,7 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
             force=frozenset(request.force),
             stages=order,
             packed=Packed(identity.tree.root, outside.source.files),
+            outside=lambda step: fingerprint(step, recipe, local / "cache"),
             frozen=frozenset(order[: order.index(request.start)] if request.start else ()),
             deadline_s=request.stage_limit_s,
             grace_s=request.grace_s,
@@ -137,6 +138,15 @@ def look_outside(recipe: Recipe, identity: Identity, cache_folder: Path) -> tupl
     model = Input(fingerprint_model(recipe.vocabulary.model)) if recipe.vocabulary.model else None
     source = bundle_source(identity.tree.root, identity.tree)
     return Outside(corpus=Input(digest), source=source, vocabulary=model), {"corpus": provenance}
+
+
+def fingerprint(step: Step, recipe: Recipe, cache_folder: Path) -> str | None:
+    """The digest of what a step reads outside the store, as it is now; None if it reads nothing there."""
+    if step.stage == "corpus":
+        return fingerprint_corpus(recipe.corpus, cache_folder)[0]
+    if step.stage == "vocabulary" and recipe.vocabulary.model:
+        return fingerprint_model(recipe.vocabulary.model)
+    return None
 
 
 def local_folder(store: Store) -> Path:

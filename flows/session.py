@@ -18,6 +18,7 @@ from flows.river import Step, StepId
 from flows.rundoc import RunDocument
 from flows.slots import Slots
 from flows.snapshot import Frozen, Packed
+from stages.contract import StageError
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Session:
     done: dict[StepId, Outcome] = field(default_factory=dict)
     stages: tuple[str, ...] = ()  # all that may run, so that their source is of one moment
     packed: Packed | None = None  # what `bundle` reads
+    outside: Callable[[Step], str | None] = lambda step: None  # digest, now, of what a step reads outside the store
     _frozen: Frozen | None = None
     # Closures are remembered as they are computed; and CPython 3.11 can fail when two threads are in `ast.parse`.
     parsing: threading.Lock = field(default_factory=threading.Lock)
@@ -121,10 +123,19 @@ class Session:
             for role, given in step.inputs.items()
         }
 
-    def set_aside(self, damage: DamagedArtifact) -> list[str]:
-        """Quarantine the records that hold what is damaged; their labels."""
+    def set_aside(self, damage: DamagedArtifact) -> tuple[list[str], list[str]]:
+        """Quarantine the records that hold what is damaged; their labels, and those that another run has mended."""
         held = [o for o in self.done.values() if any(f.sha256 in str(damage) for f in o.record.files)]
         aside = [o for o in held if self.store.quarantine(o.record.stage, o.record.key)]
         for outcome in aside:
             del self.done[outcome.step.id]
-        return [outcome.step.label for outcome in aside]
+        return [o.step.label for o in aside], [o.step.label for o in held if o not in aside]
+
+    def refuse_change(self, step: Step) -> None:
+        """StageError if what the step has read from outside the store is no longer what its key says."""
+        now = self.outside(step)
+        if now is not None and now not in [given.digest for given in step.inputs.values()]:
+            raise StageError(
+                f"a source must not change while it is read; what {step.stage} reads has changed since this run began, "
+                "so its result is not kept; run again when the source is complete"
+            )

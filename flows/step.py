@@ -70,6 +70,7 @@ def hit_or_run(step: Step, session: Session) -> Outcome:
 def _run(step: Step, key: str, components: Components, session: Session) -> Published:
     """Run the stage and publish; `record` of the result counts, `ours` is what was just made."""
     with made(step, key, session, Mirror(session.store, key)) as result:
+        session.refuse_change(step)
         published = session.store.publish(
             stage=step.stage,
             part=step.part,

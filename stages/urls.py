@@ -9,16 +9,18 @@ from urllib.parse import parse_qsl, urlsplit
 
 from stages.contract import StageError
 
-# What a missing driver's protocol is called among this project's extras.
-EXTRAS = {
-    "hf": "hf",
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "az": "azure",
-    "abfs": "azure",
-    "abfss": "azure",
+# What brings the driver of a protocol that is not installed.
+DRIVERS = {
+    "hf": "fairway[hf]",
+    "http": "fsspec[http]",
+    "https": "fsspec[http]",
+    "s3": "fairway[s3]",
+    "s3a": "fairway[s3]",
+    "gs": "fairway[gcs]",
+    "gcs": "fairway[gcs]",
+    "az": "fairway[azure]",
+    "abfs": "fairway[azure]",
+    "abfss": "fairway[azure]",
 }
 
 _SECRET = re.compile(
@@ -56,8 +58,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        extra = EXTRAS.get(protocol)
-        how = f"pip install 'fairway[{extra}]'" if extra else str(error)
+        driver = DRIVERS.get(protocol)
+        how = f"pip install '{driver}'" if driver else str(error)
         raise StageError(f"{protocol}:// needs a driver that is not installed; got {url}; run: {how}") from error
     except ValueError as error:
         raise StageError(f"a source is a local path or an fsspec URL; got {url}: {error}; mend the URL") from error

@@ -219,6 +219,13 @@ def test_only_stages_that_fetch_get_credentials(job: Job, tmp_path: Path, monkey
     assert "AWS_SECRET_ACCESS_KEY" not in environment(replace(job, stage="train"), tmp_path)
 
 
+def test_a_stage_that_fetches_from_a_hub_does_not_report_on_us(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "0")
+    assert environment(replace(job, stage="corpus"), tmp_path)["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
 def test_progress_lines_become_rate_and_remaining_time(tmp_path: Path):
     path = tmp_path / "progress.jsonl"
     tail = ProgressTail(path)

@@ -250,6 +250,31 @@ def test_a_flipped_byte_in_a_record_makes_its_stage_run_again(finished: Path, tm
     assert {finding.kind for finding in Store.open(tmp_path / "store").verify()} <= {"dangling name"}
 
 
+def test_damage_that_another_run_has_mended_by_now_ends_nothing(finished: Path, tmp_path: Path, monkeypatch):
+    """Both runs find the bytes damaged; the other one has made them again before ours looks."""
+    real, failed = Store.fetch, threading.Event()
+
+    def damaged_once(self, files, folder, verify="stamp", link=True):
+        files = list(files)
+        if verify == "full" and not failed.is_set():
+            failed.set()
+            raise DamagedArtifact(files[0].path, files[0].sha256, "other bytes")
+        return real(self, files, folder, verify, link)
+
+    monkeypatch.setattr(Store, "fetch", damaged_once)
+    events: list[Event] = []
+    again = run_toy(request(tmp_path, finished, force=("evaluate",)), events.append)
+    assert set(ran(again)) == {"evaluate[raw]", "evaluate[roundtrip]", "evaluate[sliding]"}
+    assert any("mended by another run" in event.text for event in events)
+
+
+def test_a_source_that_changes_while_corpus_reads_it_leaves_no_result(tree: Path, tmp_path: Path):
+    behave(tree, "corpus", f"open({str(tmp_path / 'text.txt')!r}, 'a').write('More.')")
+    with pytest.raises(StageError, match=r"what corpus reads has changed since this run began.*run again"):
+        run_toy(request(tmp_path, tree))
+    assert records(tmp_path) == {}
+
+
 def test_a_disk_that_damages_without_end_ends_the_run(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = Store.fetch
 
