@@ -1,7 +1,6 @@
 """The leaderboard: every configuration in the store with its seeds, by its best legal score.
 
-Scores stand side by side only if they were made at one scale and on the same validation data. Data are the same if
-the documents are, when all of them are scored; of a part, if the tokens and their number are.
+Scores stand side by side only if they were made at one scale and on the same validation data (`validation.py`).
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
-from artifacts.record import Record
 from artifacts.store import Store
-from flows.sets import configuration_of
+from flows.sets import configuration_of, label_of
 from flows.statistics import estimate
+from flows.validation import validation
 from flows.verdict import verdicts
 
 
@@ -139,39 +137,31 @@ class _Look:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._rejected = {(record.stage, record.key): (record, reason) for record, reason in store.rejected()}
-        self._record = cache(self._find)
+        self._rejected = {record.key: reason for record, reason in store.rejected()}
+        self._names: dict[tuple[str | None, str | None, int], str] = {}
 
     def scored(self, run: Mapping[str, Any], protocol: str) -> _Scored:
         """One score of a run, with what the store knows about it."""
-        steps = {(step["stage"], step["part"]): step["key"] for step in run["steps"] if "key" in step}
-        labels = {f"{stage}[{part}]" if part else stage: key for (stage, part), key in steps.items()}
-        record = self._record("evaluate", steps.get(("evaluate", protocol), ""))
-        corpus = self._record("corpus", steps.get(("corpus", ""), ""))
+        steps = {label_of(step): step["key"] for step in run["steps"] if "key" in step}
         return _Scored(
             run=run,
             protocol=protocol,
             score=run["scores"][protocol],
-            verdict=verdicts(self._store, labels, protocol),
-            validation=_validation(run, protocol, corpus[0], record[0]),
-            rejected=record[1],
+            verdict=verdicts(self._store, steps, protocol),
+            validation=self._validation(run, steps, protocol),
+            rejected=self._rejection(steps.get(f"evaluate[{protocol}]", "")),
         )
 
-    def _find(self, stage: str, key: str) -> tuple[Record | None, str]:
-        """A record, and why it was rejected."""
-        if not key:
-            return None, ""
-        record = self._store.get(stage, key)
-        if record is None and (stage, key) in self._rejected:
-            return self._rejected[stage, key]
-        return record, ""
+    def _validation(self, run: Mapping[str, Any], steps: Mapping[str, str], protocol: str) -> str:
+        text_bytes = run["scores"][protocol]["bytes"]
+        # The same artifacts are the same data, and a store has many runs of them.
+        known = (steps.get("corpus"), steps.get(f"evaluate[{protocol}]"), text_bytes)
+        if known not in self._names:
+            self._names[known] = validation(self._store, steps, run["resolved"], protocol, text_bytes)
+        return self._names[known]
 
-
-def _validation(run: Mapping[str, Any], protocol: str, corpus: Record | None, evaluated: Record | None) -> str:
-    """A name of the data that was scored."""
-    most = run["resolved"]["evaluate"][protocol].get("max_targets", 0)
-    if not most and corpus is not None:
-        return f"documents {corpus.role_digest('val')[:12]}"
-    if evaluated is not None and evaluated.inputs.get("val"):
-        return f"tokens {evaluated.inputs['val']['digest'][:12]}{f', first {most:,}' if most else ''}"
-    return f"unknown, {run['scores'][protocol]['bytes']:,} bytes"
+    def _rejection(self, key: str) -> str:
+        """Why the result of a key was rejected; nothing if it, or one made again since, is sound."""
+        if key not in self._rejected or self._store.get("evaluate", key) is not None:
+            return ""
+        return self._rejected[key]

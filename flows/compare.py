@@ -13,10 +13,10 @@ from artifacts.store import Store
 from configs.complaints import nearest
 from configs.load import load_recipe, names
 from configs.recipe import Recipe
-from flows.references import SAME_TEXT
 from flows.seeds import find_set, pair, scored_protocols
-from flows.sets import SeedSet, configuration_of
+from flows.sets import SeedSet, configuration_of, label_of
 from flows.statistics import estimate, welch
+from flows.validation import validation
 from flows.why import explain, published_source
 from stages.contract import StageError
 
@@ -64,7 +64,7 @@ def find_subject(store: Store, text: str, scale: str = "full") -> Subject | Reco
 
 def _run(document: Mapping[str, Any]) -> Subject:
     seed = str(document["seed"])
-    steps = {_label(step): step["key"] for step in document["steps"] if "key" in step}
+    steps = {label_of(step): step["key"] for step in document["steps"] if "key" in step}
     return Subject(
         kind="run",
         label=f"run {document['id']} ({document['recipe']} {document['scale']} seed {seed}, {document['state']})",
@@ -143,11 +143,9 @@ def _scores(store: Store, a: Subject, b: Subject) -> tuple[list[dict[str, Any]],
     notes: list[str] = []
     for name in (name for name in a.scores if name in b.scores):
         before, after = a.scores[name], b.scores[name]
-        texts = next(iter(before.values()))["bytes"], next(iter(after.values()))["bytes"]
-        if abs(texts[0] - texts[1]) > SAME_TEXT * texts[0]:
-            notes.append(
-                f"{name} was scored on other text ({texts[0]:,} and {texts[1]:,} bytes): no difference of scores"
-            )
+        data = _data(store, a, name), _data(store, b, name)
+        if data[0] != data[1]:
+            notes.append(f"{name} was scored on other data ({data[0]}; {data[1]}): no difference of scores")
             continue
         old, new = ({seed: score["bpb"] for seed, score in side.items()} for side in (before, after))
         told = estimate(list(old.values())), estimate(list(new.values()))
@@ -166,6 +164,12 @@ def _scores(store: Store, a: Subject, b: Subject) -> tuple[list[dict[str, Any]],
     if found and all(score["noise"] is None and score["welch"]["p"] is None for score in found):
         notes.append("nothing tells the noise: run both under the same seeds (`fairway seeds`)")
     return found, notes
+
+
+def _data(store: Store, side: Subject, protocol: str) -> str:
+    """Which data the first seed was scored on; `SeedSet` tells if they changed between seeds."""
+    seed, score = next(iter(side.scores[protocol].items()))
+    return validation(store, side.steps[seed], side.recipe, protocol, score["bytes"])
 
 
 def _estimate(told: Any) -> dict[str, Any]:
@@ -251,7 +255,3 @@ def _artifacts(store: Store, a: Record, b: Record) -> dict[str, Any]:
         "stages": [{"step": a.label, "a": a.key, "b": b.key, "equal": a.key == b.key, "why": _why(store, a, b)}],
         "notes": [],
     }
-
-
-def _label(step: Mapping[str, Any]) -> str:
-    return f"{step['stage']}[{step['part']}]" if step["part"] else step["stage"]

@@ -16,11 +16,10 @@ from typing import Any, TypeGuard
 from configs.complaints import nearest
 from configs.load import FOLDER
 from flows.statistics import Scores, estimate
+from flows.validation import same_size
 from stages.contract import StageError
 
 URL = "https://github.com/openai/parameter-golf/pull/{}"
-# Published denominators of one text differ by the tail that is left out and by the tokenizer's normaliser: 6,000 bytes.
-SAME_TEXT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Reference:
     about: str = ""
     seeds: tuple[int, ...] = ()  # of the values, in their order; empty: not known
     ours: bool = False  # made by Fairway, so that equal seeds are equal initial weights and batches
+    validation: str = ""  # of ours: the name of its data
 
 
 def reference(text: str) -> Reference:
@@ -61,11 +61,11 @@ def board() -> dict[str, Any]:
     return tomllib.loads((FOLDER / "reference_rows.toml").read_text(encoding="utf-8"))
 
 
-def comparable(reference: Reference, text_bytes: int) -> bool | None:
-    """Whether a row was scored on the text that has this many bytes; None if the row does not say."""
-    if reference.text_bytes is None:
-        return None
-    return abs(reference.text_bytes - text_bytes) <= SAME_TEXT * reference.text_bytes
+def comparable(reference: Reference, text_bytes: int, validation: str) -> bool | None:
+    """Whether a row was scored on the data that has this size and name; None if the row does not say."""
+    if reference.validation:
+        return reference.validation == validation
+    return None if reference.text_bytes is None else same_size(reference.text_bytes, text_bytes)
 
 
 def _row(name: str, row: Mapping[str, Any], tokens: Mapping[str, Any], source: str) -> Reference:

@@ -19,6 +19,7 @@ from flows.prepare import Prepared, Request, local_folder, prepare, sweep
 from flows.references import Reference, comparable
 from flows.sets import Document, SeedSet, headline, undeclared
 from flows.statistics import Comparison, Estimate, Scores, compare, detectable, estimate, paired
+from flows.validation import validation
 from flows.verdict import verdicts
 from stages.contract import StageError
 
@@ -118,7 +119,7 @@ def result_of(
     """The set as one JSON object: every attempt, every protocol's mean and deviation, the test, and what to know."""
     document, results = declared.document, declared.results()
     tested = protocol or document["protocol"]
-    scores = {name: _protocol(results, name) for name in scored_protocols(document, results)}
+    scores = {name: _protocol(store, document, results, name) for name in scored_protocols(document, results)}
     found: dict[str, Any] = {
         "set": document["id"],
         "recipe": document["recipe"],
@@ -158,11 +159,11 @@ def against(line: Mapping[str, Any] | None, reference: Reference) -> tuple[dict[
     scores = scores_of(line)
     if line is None or scores is None:
         return None, ["no test: no seed has a score yet"]
-    same = comparable(reference, line["bytes"])
+    same = comparable(reference, line["bytes"], line["validation"])
     if same is False:
         return None, [
-            f"no test: {reference.name} was scored on other text ({reference.text_bytes:,} bytes) than this set "
-            f"({line['bytes']:,} bytes); scores of different text say nothing about each other"
+            f"no test: {reference.name} was scored on other text ({reference.validation or _size(reference)}) than "
+            f"this set ({line['validation']}, {line['bytes']:,} bytes); such scores say nothing about each other"
         ]
     found: Comparison = compare(scores, reference.scores)
     notes = list(found.notes)
@@ -173,6 +174,10 @@ def against(line: Mapping[str, Any] | None, reference: Reference) -> tuple[dict[
     if same is None:
         notes.append(f"{reference.name} does not say which text it was scored on; make sure that it is this one")
     return {**found.as_json(), "strictest": found.strictest.name, "paired": pairs}, notes
+
+
+def _size(reference: Reference) -> str:
+    return f"{reference.text_bytes or 0:,} bytes"
 
 
 def pair(new: Mapping[str, float], old: Mapping[str, float]) -> dict[str, Any] | None:
@@ -189,11 +194,12 @@ def scored_protocols(document: Document, results: Mapping[int, Mapping[str, Any]
     return [name for name in document["protocols"] if name in scored]
 
 
-def _protocol(results: Mapping[int, Mapping[str, Any]], name: str) -> dict[str, Any]:
+def _protocol(store: Store, document: Document, results: Mapping[int, Mapping[str, Any]], name: str) -> dict[str, Any]:
     scored = {str(seed): attempt["scores"][name] for seed, attempt in results.items() if name in attempt["scores"]}
     bpb = {seed: score["bpb"] for seed, score in scored.items()}
     nats = {seed: score["nats_per_token"] for seed, score in scored.items()}
     first = next(iter(scored.values()))
+    steps = next(attempt["steps"] for attempt in results.values() if name in attempt["scores"])
     told: Estimate = estimate(list(bpb.values()))
     return {
         **{name: value for name, value in asdict(told).items() if name != "values"},
@@ -202,6 +208,7 @@ def _protocol(results: Mapping[int, Mapping[str, Any]], name: str) -> dict[str, 
         "nats_per_bpb": sum(nats.values()) / sum(bpb.values()),
         "tokens": first["tokens"],
         "bytes": first["bytes"],
+        "validation": validation(store, steps, document["resolved"], name, first["bytes"]),
         "marks": sorted({mark for score in scored.values() for mark in score.get("marks", [])}),
         "rules_broken": sorted({rule for score in scored.values() for rule in score.get("rules_broken", [])}),
     }
@@ -294,4 +301,6 @@ def set_as_reference(store: Store, document: Document) -> Reference:
         raise StageError(f"a reference has scores; no seed of {document['id']} has one; run it first")
     about = f"{document['recipe']} {document['scale']}, {document['protocol']}"
     seeds = tuple(map(int, line["values"]))
-    return Reference(document["id"], scores, line["bytes"], store.url, about, seeds, ours=True)
+    return Reference(
+        document["id"], scores, line["bytes"], store.url, about, seeds, ours=True, validation=line["validation"]
+    )

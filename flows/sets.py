@@ -136,7 +136,7 @@ class SeedSet:
         attempt = self.document["attempts"][-1]
         steps = [step for step in run["steps"] if "key" in step]
         attempt |= {"state": state, "finished": utc_now(), **fields}
-        attempt["steps"] = {_label(step): step["key"] for step in steps}
+        attempt["steps"] = {label_of(step): step["key"] for step in steps}
         if state == "completed":
             attempt["records"] = self._records(steps)
             same = (a for a in self.document["attempts"][:-1] if a.get("records") == attempt["records"])
@@ -213,5 +213,6 @@ def undeclared(store: Store, document: Document) -> list[dict[str, Any]]:
     ]
 
 
-def _label(step: Mapping[str, Any]) -> str:
+def label_of(step: Mapping[str, Any]) -> str:
+    """`stage` or `stage[part]`, of a step in a run's document."""
     return f"{step['stage']}[{step['part']}]" if step["part"] else step["stage"]
