@@ -12,6 +12,7 @@ from model.protocol import Protocol, windows_of
 from model.stream import TokenStream
 from model.windows import Windows
 from stages.audit.cost import Meter, budgets, exposed_targets, handed_out, trained_on, update_cost
+from stages.audit.deep import ClosedFolder, audit_deeply
 from stages.audit.detect import audit_events, audit_scorer
 from stages.audit.finding import Finding
 from stages.audit.records import LedgerFile
@@ -52,6 +53,7 @@ def audit_protocols(config: Config, inputs: Mapping[str, Path], runtime: Runtime
         return {}
     shares = budgets(known, set(audited), config.share)
     folder = ship(inputs, runtime.scratch / "shipped")
+    deep = ClosedFolder.make(inputs, runtime) if config.deep else None
     found: dict[str, Audited] = {}
     with ScorerProcess(folder, runtime.scratch, runtime.device) as process:
         for done, name in enumerate(audited):
@@ -59,6 +61,9 @@ def audit_protocols(config: Config, inputs: Mapping[str, Path], runtime: Runtime
             ledger = LedgerFile.read(inputs["ledgers"] / name)
             settings = _settings(config, runtime, known[name], ledger, shares[name])
             found[name] = _audit(process, config.protocols[name], known[name], stream, settings, ledger)
+            if deep is not None:
+                values, windows = config.protocols[name], known[name][1]
+                found[name].findings.extend(audit_deeply(deep, name, values, windows, settings, ledger))
     return found
 
 

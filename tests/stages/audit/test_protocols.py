@@ -15,6 +15,7 @@ import pytest
 import torch
 from smallrun import make_inputs
 
+from model.archive import read_archive, write_archive
 from model.load import load_bytes, open_stream
 from model.protocol import Protocol, windows_of
 from stages.audit.config import Config
@@ -241,3 +242,27 @@ def test_two_audits_write_the_same_findings(inputs, tmp_path, audited):
         {n: a.to_dict() for n, a in audited.items()}
     )
     assert replace(audited["ttt"]) == again["ttt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "broken"), [("ttt", set()), ("pre_eval", {"C1", "C3", "C4"})])
+def test_a_deep_audit_scores_again_alone_shorter_and_on_two_ranks(inputs, tmp_path, name, broken):
+    deep = config(name).model_copy(update={"deep": True})
+    found = audit_protocols(deep, inputs, runtime_in(tmp_path / "audit"))[name]
+    verdicts = {(finding.rule, finding.detector): finding.verdict for finding in found.findings}
+    assert verdicts["E4", "T5"] in ("pass", "unknown" if shutil.which("strace") is None else "pass")
+    assert verdicts["E4", "T17"] == "pass"
+    assert verdicts["C1", "T6"] == ("fail" if broken else "pass")
+    assert verdicts["C1", "T7"] == "pass"
+    assert failing(found) == broken
+
+
+@pytest.mark.slow
+def test_another_archive_is_not_what_scored(inputs, tmp_path):
+    other = tmp_path / "archive"
+    other.mkdir()
+    tensors, network, _ = read_archive(inputs["archive"] / "archive.fwy")
+    write_archive(other / "archive.fwy", {name: tensor * 1.01 for name, tensor in tensors.items()}, network)
+    deep = config("sliding").model_copy(update={"deep": True})
+    found = audit_protocols(deep, {**inputs, "archive": other}, runtime_in(tmp_path / "audit"))["sliding"]
+    assert {finding.detector for finding in found.findings if finding.verdict == "fail"} == {"T0", "T6", "T17"}
