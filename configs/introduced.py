@@ -26,6 +26,7 @@ from configs.recipe import DeviceConfig, Recipe
 from stages.config import StageConfig
 
 PATH = Path(__file__).with_name("introduced.json")
+DATA_FILES = ("configs/introduced.json",)  # source that leaves this checkout takes it along
 
 
 @cache

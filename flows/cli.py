@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts.errors import AmbiguousKey, BadArchive, BadName, LeaseCancelled, NotFound, StoreError, UnsafeURL
+from flows.commands.serve_arguments import SERVER_COMMANDS, add_server
 from flows.launch import Interrupted, StageFailed
 from stages.contract import StageError
 
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     _add_score(commands)
     for name, text in (("recipes", "list the built-in recipes"), ("doctor", "check this installation")):
         _common(commands.add_parser(name, help=text, description=text))
+    add_server(commands, _common)
     report = _common(commands.add_parser("report", help="write a run's report again and print its path"))
     report.add_argument("run", nargs="?", default="", help="run id; default: the latest completed run")
     report.add_argument("--out", default="", help="folder to write into")
@@ -276,6 +278,8 @@ def _more(name: str) -> Command:
         from flows.commands.score import score_file as command
     elif name == "submit":
         from flows.commands.submit import submit as command
+    elif name in SERVER_COMMANDS:
+        from flows.commands.serve import serve as command
     else:
         from flows.commands.doctor import doctor as command
     return command

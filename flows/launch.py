@@ -44,7 +44,7 @@ _RANKS = (  # torchrun's agent must die with us as well; see `die_with_parent`
 class StageFailed(RuntimeError):
     """A stage's process ended without a report. `kind` is "user" (input or configuration) or "crash"."""
 
-    def __init__(self, stage: str, kind: str, message: str, log: Path) -> None:
+    def __init__(self, stage: str, kind: str, message: str, log: Path | str) -> None:
         super().__init__(message)
         self.stage = stage
         self.kind = kind

@@ -115,6 +115,12 @@ def conduct(prepared: Prepared) -> dict[str, Any] | State[Any]:
         return stage_task(step.stage).submit(step.label, _Work(step, prepared))
 
     try:
+        if request.pool:
+            from flows.remote_dispatch import Pool  # a run on one machine does not pay for the import
+
+            pool = Pool(request.pool)
+            pool.check()
+            session.elsewhere = pool
         outcomes = drive(prepared.loaded.recipe, prepared.outside, session, submit, request.until)
         result = summarise(session, outcomes)
         session.run.finish("completed", scores=result["scores"], bytes=result["bytes"])

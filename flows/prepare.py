@@ -47,6 +47,7 @@ class Request:
     until: str = ""
     force: Sequence[str] = ()
     cores: int | None = None
+    pool: str = ""  # Prefect work pool that runs the accelerated stages; empty: this machine
     stage_limit_s: float | None = None
     grace_s: float = GRACE_S
     argv: Sequence[str] = ()

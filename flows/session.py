@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from artifacts.errors import DamagedArtifact
 from artifacts.record import Record
@@ -44,6 +44,18 @@ class Event:
     outcome: Outcome | None = None
 
 
+class Elsewhere(Protocol):
+    """Other machines that run some of the steps."""
+
+    def takes(self, step: Step) -> bool:
+        """Whether the step runs there."""
+        ...
+
+    def make(self, step: Step, key: str, components: Components, session: Session) -> tuple[Record, bool, str]:
+        """The step's record, whether it was made now, and what a person should know of it."""
+        ...
+
+
 @dataclass
 class Session:
     """See the module. One per run; its methods may be called from several threads."""
@@ -69,6 +81,7 @@ class Session:
     stages: tuple[str, ...] = ()  # all that may run, so that their source is of one moment
     packed: Packed | None = None  # what `bundle` reads
     outside: Callable[[Step], str | None] = lambda step: None  # digest, now, of what a step reads outside the store
+    elsewhere: Elsewhere | None = None
     _frozen: Frozen | None = None
     # Closures are remembered as they are computed; and CPython 3.11 can fail when two threads are in `ast.parse`.
     parsing: threading.Lock = field(default_factory=threading.Lock)

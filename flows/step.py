@@ -20,7 +20,7 @@ from flows.launch import Interrupted, Job, Watch, launch
 from flows.mirror import Mirror
 from flows.river import Step
 from flows.rundoc import utc_now
-from flows.session import Event, Outcome, Session
+from flows.session import Elsewhere, Event, Outcome, Session
 from flows.snapshot import copy_files, snapshot
 from stages.contract import Device, StageError
 
@@ -48,6 +48,8 @@ def hit_or_run(step: Step, session: Session) -> Outcome:
                 f"--from takes every stage above it from the store; {step.label} has no record there; "
                 f"run without --from, or with --from {step.stage}"
             )
+        if session.elsewhere is not None and session.elsewhere.takes(step):
+            return _made_elsewhere(step, key, components, session, session.elsewhere)
         with session.store.lease(
             key,
             cancel=session.cancel,
@@ -63,6 +65,17 @@ def hit_or_run(step: Step, session: Session) -> Outcome:
         outcome = Outcome(step, record, "cached", name, time.monotonic() - started)
     else:  # what the stage took, without the wait for cores
         outcome = Outcome(step, record, "ran", name, published.ours.provenance["seconds"], _note(step, published))
+    session.finish(outcome)
+    return outcome
+
+
+def _made_elsewhere(step: Step, key: str, components: Components, session: Session, elsewhere: Elsewhere) -> Outcome:
+    """The outcome of a step that another machine runs; who runs it holds the lease and publishes."""
+    started = time.monotonic()
+    record, made_now, note = elsewhere.make(step, key, components, session)
+    name = session.store.assign_name(session.recipe, session.scale, session.seed, step.stage, step.part, record.key)
+    seconds = record.provenance.get("seconds", 0.0) if made_now else time.monotonic() - started
+    outcome = Outcome(step, record, "ran" if made_now else "cached", name, seconds, note)
     session.finish(outcome)
     return outcome
 

@@ -1,0 +1,102 @@
+"""`fairway up`, `down`, `deploy` and `worker`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from flows.server import quiet
+from flows.tables import print_json
+from flows.up import LOOPBACK, answers, api_address, down, erase, up, worker_command, worker_environment
+from stages.contract import StageError
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Whichever of them it is."""
+    commands = {"up": up_command, "down": down_command, "deploy": deploy_command, "worker": worker_command_line}
+    return commands[arguments.command](arguments)
+
+
+def use_server(folder: str) -> str:
+    """The address of the Prefect server for this process. StageError if none is known or it does not answer."""
+    os.environ.update(api_address(Path(folder)))
+    quiet()
+    api = os.environ.get("PREFECT_API_URL", "")
+    if not api:
+        raise StageError(
+            "this command needs a Prefect server; none is configured; start one with `fairway up`, or set PREFECT_API_URL"
+        )
+    if not answers(api):
+        raise StageError(f"the Prefect server answers; {api} does not; start it, or set PREFECT_API_URL to another")
+    return api
+
+
+def up_command(arguments: argparse.Namespace) -> int:
+    """Start server and workers, deploy, and say where everything is."""
+    folder = Path(arguments.folder)
+    if arguments.host not in LOOPBACK:
+        sys.stderr.write(
+            f"fairway: {arguments.host} is open to the network and Prefect's server has no password by default; "
+            "see docs/deploy.md\n"
+        )
+    home = Path.cwd()
+    running = up(folder, arguments.host, arguments.port, {}, home)
+    os.environ["PREFECT_API_URL"] = running.api
+    deployed = _deploy(arguments)
+    workers = {} if arguments.no_workers else {arguments.cpu_pool: arguments.cpu_limit, arguments.gpu_pool: 1}
+    running = up(folder, arguments.host, arguments.port, workers, home)
+    if arguments.json:
+        print_json({"api": running.api, "processes": sorted(running.processes), "deployments": deployed})
+        return 0
+    sys.stdout.write(
+        f"page      {running.api.removesuffix('/api')}\n"
+        f"api       export PREFECT_API_URL={running.api}\n"
+        f"running   {', '.join(sorted(running.processes))}; logs in {folder}\n"
+        f"start     prefect deployment run score/score -p recipe=quickstart -p scale=smoke\n"
+        f"stop      fairway down\n"
+    )
+    return 0
+
+
+def down_command(arguments: argparse.Namespace) -> int:
+    """Stop what `up` started."""
+    folder = Path(arguments.folder)
+    stopped = down(folder)
+    if arguments.erase:
+        erase(folder)
+    if arguments.json:
+        print_json({"stopped": stopped})
+    else:
+        sys.stdout.write(f"stopped {', '.join(stopped)}\n" if stopped else "nothing was running\n")
+    return 0
+
+
+def deploy_command(arguments: argparse.Namespace) -> int:
+    """Put pools, deployments and automations on the server."""
+    api = use_server(arguments.folder)
+    deployed = _deploy(arguments)
+    if arguments.json:
+        print_json({"api": api, "deployments": deployed})
+    else:
+        sys.stdout.write("".join(f"{name}\n" for name in deployed))
+    return 0
+
+
+def _deploy(arguments: argparse.Namespace) -> list[str]:
+    quiet()
+    from flows.deploy import Plan, deploy  # imports Prefect
+
+    deployed = deploy(Plan(arguments.store, arguments.cpu_pool, arguments.gpu_pool, arguments.prune))
+    return list(deployed.deployments)
+
+
+def worker_command_line(arguments: argparse.Namespace) -> int:
+    """Become a worker of a pool; this folder is its home."""
+    api = use_server(arguments.folder)
+    command = worker_command(arguments.pool, arguments.limit, arguments.name)
+    os.environ.update(worker_environment(api, Path.cwd()))
+    sys.stdout.flush()
+    os.execv(command[0], command)  # its signals and its exit code are ours
+    raise AssertionError  # execv does not return

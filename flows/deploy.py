@@ -1,0 +1,263 @@
+"""What `fairway deploy` puts on a Prefect server: pools, deployments with their forms, automations. Idempotent.
+
+The forms are made here and not from the flows' signatures: their choices are the recipes and scales of this checkout,
+and the server itself then refuses a wrong one. A server's deployments are upserted, their schedules are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+from artifacts.safety import refuse_credentials
+from configs.load import DEFAULT_SCALE, names
+from flows.deployments import REVIVALS
+from stages.contract import StageError
+
+TAG = "fairway"  # of everything that `deploy` makes, so that `--prune` knows what is its own
+COMMAND = "python -m prefect.engine"  # straight: Prefect's supervisor would import everything twice, five seconds more
+DEFAULT_CPU_POOL, DEFAULT_GPU_POOL = "cpu", "gpu"
+HEARTBEAT_S = 30  # what `fairway worker` sets; Prefect's least
+DEAD_AFTER_S = 90
+
+OVERRIDE = r"^\s*[A-Za-z_][\w.\"*-]*\s*=[\s\S]*$"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to deploy."""
+
+    store: str
+    cpu_pool: str = DEFAULT_CPU_POOL
+    gpu_pool: str = DEFAULT_GPU_POOL
+    prune: bool = False
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What there is now."""
+
+    deployments: Mapping[str, UUID]
+    pools: tuple[str, ...]
+    automations: tuple[str, ...]
+    pruned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Deployment:
+    flow: str
+    name: str
+    pool: str
+    description: str
+    schema: dict[str, Any]
+    tags: tuple[str, ...]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.flow}/{self.name}"
+
+
+def shared_store(store: str) -> str:
+    """The store as every worker must know it: a URL without credentials, or an absolute path."""
+    return refuse_credentials(store) if "://" in store else str(Path(store).absolute())
+
+
+def deploy(plan: Plan) -> Deployed:
+    """Make the server know this checkout's recipes. StageError for a plan that cannot work."""
+    if plan.cpu_pool == plan.gpu_pool:
+        raise StageError(
+            f"runs and the stages that they wait for are in different pools, or a full pool waits for itself; both are "
+            f"{plan.cpu_pool!r}; give --cpu-pool and --gpu-pool two names"
+        )
+    wanted = deployments(plan)
+    with get_client(sync_client=True) as client:
+        for pool in (plan.cpu_pool, plan.gpu_pool):
+            _pool(client, pool)
+        made = {each.full_name: _upsert(client, each) for each in wanted}
+        automations = [_automation(client, each) for each in _automations()]
+        pruned = _prune(client, made) if plan.prune else []
+    return Deployed(made, (plan.cpu_pool, plan.gpu_pool), tuple(automations), tuple(pruned))
+
+
+def deployments(plan: Plan) -> list[_Deployment]:
+    """Every deployment of this checkout."""
+    return [
+        _Deployment(
+            "score",
+            "score",
+            plan.cpu_pool,
+            "Run a recipe: from documents to a scored, size-checked archive. Only what the store does not have runs.",
+            score_form(plan),
+            (TAG,),
+        ),
+        _Deployment(
+            "stage",
+            plan.gpu_pool,
+            plan.gpu_pool,
+            "One stage of a run, sent by value by the run that needs it. Not to be started by hand.",
+            {"type": "object", "title": "Parameters", "properties": {}},
+            (TAG, "stages"),
+        ),
+    ]
+
+
+def score_form(plan: Plan) -> dict[str, Any]:
+    """The form of `score`."""
+    return form(
+        {
+            "recipe": choice(names("recipe"), "quickstart", "A built-in recipe."),
+            "scale": choice(
+                names("scale"), DEFAULT_SCALE, "smoke: seconds on a CPU; one-gpu: ten minutes; full: as published."
+            ),
+            "seed": {
+                "anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}],
+                "default": None,
+                "description": "Seed of the training. Empty: the recipe's own.",
+            },
+            "overrides": {
+                "type": "array",
+                "items": {"type": "string", "pattern": OVERRIDE},
+                "default": [],
+                "description": "Fields to set, one path=value per line, such as train.muon.lr=0.02.",
+            },
+            "toml": {
+                "type": "string",
+                "default": "",
+                "description": 'A whole recipe as TOML text, instead of a built-in one; it may say extends = "pr714".',
+            },
+            **place(plan),
+        }
+    )
+
+
+def place(plan: Plan) -> dict[str, Any]:
+    """Fields of every form: where results go and where accelerated stages run."""
+    return {
+        "store": {
+            "type": "string",
+            "default": shared_store(plan.store),
+            "description": "The artifact store, which all workers reach. Credentials are the workers' own.",
+        },
+        "pool": choice(
+            [plan.gpu_pool, ""], plan.gpu_pool, "Work pool of train, quantize and evaluate. Empty: beside the flow."
+        ),
+    }
+
+
+def choice(values: list[str], default: str, description: str) -> dict[str, Any]:
+    """A field with a list to choose from."""
+    return {"type": "string", "enum": values, "default": default, "description": description}
+
+
+def form(fields: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A form of these fields, in their order; others are refused."""
+    properties = {
+        name: {"position": position, "title": name, **field} for position, (name, field) in enumerate(fields.items())
+    }
+    return {"type": "object", "title": "Parameters", "properties": properties, "additionalProperties": False}
+
+
+def _pool(client: SyncPrefectClient, name: str) -> None:
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        made = WorkPoolCreate(name=name, type="process", base_job_template=template, description="Fairway")
+        try:
+            client.create_work_pool(made)
+        except ObjectAlreadyExists:
+            return  # somebody else deploys at this moment
+
+
+def _upsert(client: SyncPrefectClient, wanted: _Deployment) -> UUID:
+    flow = client.create_flow_from_name(wanted.flow)
+    defaults = {
+        name: field["default"]
+        for name, field in wanted.schema["properties"].items()
+        if field.get("default") is not None
+    }
+    return client.create_deployment(
+        flow_id=flow,
+        name=wanted.name,
+        entrypoint=f"flows.deployments.{wanted.flow}",  # a module: each worker imports its own
+        work_pool_name=wanted.pool,
+        description=wanted.description,
+        tags=list(wanted.tags),
+        parameters=defaults,
+        parameter_openapi_schema=wanted.schema,
+        enforce_parameter_schema=wanted.flow != "stage",
+        job_variables={"command": COMMAND, "stream_output": True},
+        pull_steps=[],
+    )
+
+
+def _automations() -> list[AutomationCore]:
+    """Find runs whose worker and machine are gone, and start crashed runs again."""
+    ours = ResourceSpecification({"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"})
+    each_run = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+    score = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "score"})
+    ended = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed", "Cached")}
+    silent = AutomationCore(
+        name="fairway: a run without heartbeat has crashed",
+        description=f"A run sends a heartbeat every {HEARTBEAT_S} s; after {DEAD_AFTER_S} s of silence its machine is gone.",
+        tags=[TAG],
+        trigger=EventTrigger(
+            match=each_run,
+            match_related=ours,
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ended},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=DEAD_AFTER_S),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {DEAD_AFTER_S} s")],
+    )
+    revive = AutomationCore(
+        name="fairway: a crashed run starts again",
+        description=f"At most {REVIVALS} times; what was done is in the store, so it goes on from there.",
+        tags=[TAG],
+        trigger=EventTrigger(
+            match=each_run,
+            match_related=score,
+            expect={"prefect.flow-run.Crashed"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="revived", force=True)],
+    )
+    return [silent, revive]
+
+
+def _automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
+    there = client.read_automations_by_name(wanted.name)
+    if there:
+        client.update_automation(there[0].id, wanted)
+    else:
+        client.create_automation(wanted)
+    return wanted.name
+
+
+def _prune(client: SyncPrefectClient, keep: Mapping[str, UUID]) -> list[str]:
+    """Delete deployments of ours that this checkout does not have any more."""
+    ours = client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])))
+    stale = [each for each in ours if each.id not in keep.values()]
+    for each in stale:
+        client.delete_deployment(each.id)
+    return [each.name for each in stale]

@@ -1,0 +1,258 @@
+"""The submitter's side: send a step to a pool, wait for it, notice when whoever runs it is gone, send it again.
+
+A key is computed once however many runs ask for it: Prefect creates a run only if there is none with its idempotency
+key, and whoever comes second waits for the first one's. The wait holds nothing that the stage needs: submitters and
+stages are in different pools. The store says what the result is; Prefect's run only says that there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import TaskRunContext
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import Cancelled, Cancelling, Crashed
+
+from artifacts.record import Record
+from flows.identity import Components
+from flows.launch import Interrupted, StageFailed
+from flows.remote import assign, publish_source
+from flows.river import Step
+from flows.session import Event, Session
+from stages.contract import StageError
+
+STAGE_FLOW = "stage"
+POLL_S = 1.0
+LOOK_FOR_LIFE_EVERY_S = 5.0
+SILENCE_S = 60.0  # a running stage that says nothing for so long is dead; it speaks every ten seconds
+START_LIMIT_S = 300.0  # from a worker's taking it to its first word: images may have to be pulled
+STOP_LIMIT_S = 20.0
+LOST_LIMIT = 3  # machines that may be lost under one step
+UNANSWERED_LIMIT_S = 600.0  # a server that is away for longer is not coming back
+
+
+class Lost(Exception):
+    """Whoever ran the stage is gone."""
+
+
+class Pool:
+    """A Prefect work pool that runs accelerated stages."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._deployment: UUID | None = None
+        self._sources: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def takes(self, step: Step) -> bool:
+        """Steps whose device is requested go to the pool; the rest stays where the flow runs."""
+        return step.device is not None
+
+    def check(self) -> None:
+        """StageError if no stage can be sent: refused before anything runs."""
+        with _client() as client:
+            self._find(client)
+
+    def make(self, step: Step, key: str, components: Components, session: Session) -> tuple[Record, bool, str]:
+        """The step's record, made by the pool; whether it was made now; and a note such as a conflict.
+
+        Raises:
+            StageFailed: the stage failed there, or its machines were lost too often.
+            Interrupted: this run or the stage's was cancelled.
+        """
+        with self._lock:  # the source of a stage is published once in a run
+            if step.stage not in self._sources:
+                self._sources[step.stage] = publish_source(step.stage, session)
+        assignment = assign(step, key, components, session, self._sources[step.stage]).to_json()
+        lost, attempt = 0, 0
+        while True:
+            with _client() as client:
+                run, ours = self._create(client, assignment, attempt, session)
+                attempt = run_attempt(run) + 1
+                state = self._wait(client, run, step, session)
+            if state.is_completed():
+                record = session.find(step, components)
+                if record is None:
+                    raise StageFailed(step.stage, "crash", f"{step.label} ended without a record in the store", run.id)
+                return record, state.name != "Cached" and ours, _note(step, state)
+            if state.is_failed():
+                raise StageFailed(step.stage, _kind(state), state.message or "it left no message", _page(run))
+            if state.is_cancelled() and not _cancelled_by_another(state, session):
+                raise Interrupted(f"{step.label} was cancelled in the pool {self.name}: {state.message or 'by hand'}")
+            if state.is_crashed():
+                lost += 1
+                session.tell(Event("note", step.label, f"lost in the pool {self.name}: {state.message}; sent again"))
+            if lost > LOST_LIMIT:
+                text = f"{step.label} was lost {lost} times in the pool {self.name}; last: {state.message}"
+                raise StageFailed(step.stage, "crash", text, _page(run))
+
+    def _find(self, client: SyncPrefectClient) -> UUID:
+        if self._deployment is None:
+            try:
+                self._deployment = client.read_deployment_by_name(f"{STAGE_FLOW}/{self.name}").id
+            except ObjectNotFound as error:
+                raise StageError(
+                    f"stages go to a pool that `fairway deploy` knows; the server has no deployment "
+                    f"{STAGE_FLOW}/{self.name}; run `fairway deploy --gpu-pool {self.name}` against it"
+                ) from error
+        return self._deployment
+
+    def _create(
+        self, client: SyncPrefectClient, assignment: dict[str, Any], attempt: int, session: Session
+    ) -> tuple[FlowRun, bool]:
+        """The run of the first attempt that has not ended; whether we made it."""
+        deployment = self._find(client)
+        forced = f"-{session.run.id}" if assignment["forced"] else ""
+        place = hashlib.sha256(session.store.url.encode()).hexdigest()[:8]
+        label = assignment["stage"] + (f"[{assignment['part']}]" if assignment["part"] else "")
+        context = TaskRunContext.get()
+        while True:
+            run = client.create_flow_run_from_deployment(
+                deployment,
+                parameters={**assignment, "attempt": attempt},
+                name=f"{label} {session.recipe} {session.scale} seed {session.seed}",
+                tags=[assignment["stage"], session.recipe, session.scale, f"seed-{session.seed}"],
+                idempotency_key=f"{assignment['key']}-{place}{forced}-{attempt}",
+                parent_task_run_id=context.task_run.id if context is not None else None,
+            )
+            if run.state is None or not run.state.is_final():
+                return run, run.parameters.get("run") == session.run.id
+            attempt += 1
+
+    def _wait(self, client: SyncPrefectClient, run: FlowRun, step: Step, session: Session) -> State[Any]:
+        """The state that the run ends in; declares it dead when it is."""
+        life = _Life(client, run.id)
+        session.run.step(step.stage, step.part, state="running", flow_run=str(run.id), pool=self.name)
+        session.tell(Event("note", step.label, f"sent to the pool {self.name} as {run.name} ({run.id})"))
+        started = False
+        answered_s = time.monotonic()
+        while True:
+            try:
+                state = client.read_flow_run(run.id).state
+                answered_s = time.monotonic()
+                if state is not None and state.is_final():
+                    return state
+                if state is not None and state.is_running() and not started:
+                    started = True
+                    session.tell(Event("start", step.label))
+                life.check(state)
+            except Lost as lost:
+                return _declare(client, run.id, Crashed(message=str(lost)))
+            except ObjectNotFound as error:
+                raise Interrupted(f"{step.label}: its run {run.id} was deleted on the server") from error
+            except (httpx.HTTPError, PrefectException) as error:  # the server restarts: nothing is known of the stage
+                life.unknown()
+                if time.monotonic() - answered_s > UNANSWERED_LIMIT_S:
+                    raise StageFailed(
+                        step.stage, "crash", f"the Prefect server does not answer: {error}", _page(run)
+                    ) from error
+            if session.cancel.wait(POLL_S):
+                return self._cancel(client, run, session)
+
+    def _cancel(self, client: SyncPrefectClient, run: FlowRun, session: Session) -> State[Any]:
+        """Ask the run to stop and wait until it has."""
+        message = f"{_CANCELLED_WITH} {session.run.id} was stopped"
+        deadline_s = time.monotonic() + STOP_LIMIT_S
+        asked = False
+        while time.monotonic() < deadline_s:
+            try:
+                state = client.read_flow_run(run.id).state
+                if state is not None and state.is_final():
+                    break
+                if not asked:
+                    waiting = state is not None and state.is_scheduled()
+                    wanted = Cancelled(message=message) if waiting else Cancelling(message=message)
+                    client.set_flow_run_state(run.id, wanted)
+                    asked = True
+            except (httpx.HTTPError, PrefectException):
+                pass
+            time.sleep(POLL_S / 2)
+        raise Interrupted(f"{run.name} was stopped")
+
+
+_CANCELLED_WITH = "cancelled because its run"
+
+
+class _Life:
+    """Signs of life of one run, by our own clock: the server's and the worker's may differ from it."""
+
+    def __init__(self, client: SyncPrefectClient, flow_run: UUID) -> None:
+        self._client, self._flow_run = client, flow_run
+        self._sign: object = None
+        self._since_s = time.monotonic()
+        self._looked_s = 0.0
+
+    def unknown(self) -> None:
+        """We could not look: silence counts from now."""
+        self._since_s = time.monotonic()
+
+    def check(self, state: State[Any] | None) -> None:
+        """Lost if there was no sign for too long. A run that no worker has taken yet may wait for ever."""
+        now_s = time.monotonic()
+        if state is None or state.is_scheduled():
+            self._since_s = now_s
+            return
+        if now_s - self._looked_s < LOOK_FOR_LIFE_EVERY_S:
+            return
+        self._looked_s = now_s
+        sign = (state.id, self._updated())
+        if sign != self._sign:
+            self._sign, self._since_s = sign, now_s
+        limit_s = START_LIMIT_S if state.is_pending() else SILENCE_S
+        if now_s - self._since_s > limit_s:
+            raise Lost(f"no sign of life for {limit_s:.0f} s from whoever ran it")
+
+    def _updated(self) -> object:
+        found = self._client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[self._flow_run]),
+                key=ArtifactFilterKey(any_=["fairway-progress"]),
+            )
+        )
+        return max((str(each.updated) for each in found), default=None)
+
+
+def _declare(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) -> State[Any]:
+    client.set_flow_run_state(flow_run, state, force=True)
+    return client.read_flow_run(flow_run).state or state
+
+
+def run_attempt(run: FlowRun) -> int:
+    """Which attempt at its key a run is."""
+    return int(run.parameters.get("attempt", 0))
+
+
+def _kind(state: State[Any]) -> str:
+    return "user" if state.name == "Refused" else "crash"
+
+
+def _cancelled_by_another(state: State[Any], session: Session) -> bool:
+    """Whether the stage was cancelled together with another run that shared it, while ours still wants it."""
+    message = state.message or ""
+    return message.startswith(_CANCELLED_WITH) and session.run.id not in message
+
+
+def _note(step: Step, state: State[Any]) -> str:
+    if state.name == "Conflict":
+        return f"{step.label} gave other bytes than its record; the record stays, the new result is kept as a conflict"
+    return ""
+
+
+def _page(run: FlowRun) -> str:
+    return f"Prefect run {run.name} ({run.id})"
+
+
+@contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client

@@ -1,0 +1,241 @@
+"""A worker's side of an assignment: fetch its source, run it, tell Prefect how it goes. Knows no stage and no key.
+
+This is the only part of a stage's run that comes from the worker's own checkout, so it is small: the program that it
+starts (`worker.py`) comes from the submitter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
+from prefect.states import Cancelled, Completed, Crashed, Failed
+
+from artifacts.errors import StoreError
+from artifacts.safety import redact_text
+from artifacts.store import Store
+from flows.remote import PROGRAM, Assignment, unpack_source
+from flows.vigil import WORDS, Reason, Vigil
+from stages.contract import PARENT, StageError
+
+POLL_S = 0.2
+SHOW_EVERY_S = 1.0  # Prefect's page gets progress at most this often
+BEAT_EVERY_S = 10.0  # and a sign of life at least this often
+GRACE_S: Mapping[Reason, float] = {"cancelled": 7.0, "replaced": 7.0, "terminated": 24.0, "orphaned": 24.0}
+LAST_GRACE_S = 3.0
+HOME = "FAIRWAY_HOME"  # folder of a worker's machine that runs may use; `fairway worker` sets it
+
+
+def home() -> Path:
+    """The worker's folder: Prefect starts runs in a temporary one."""
+    return Path(os.environ.get(HOME) or ".").absolute()
+
+
+class Progress:
+    """The bar on Prefect's page, which is the sign of life too: the dispatcher watches when it was last updated."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._text = f"{label}: starting"
+        self._percent = 0.0
+        self._shown_s = time.monotonic()
+        self._id: UUID | None = None
+        self._write()
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Take in one event of the program."""
+        progress = event.get("progress")
+        if progress is None:
+            self._text = f"{self._label}: {event['kind']} {event['text']}".strip()
+            return
+        self._percent = 100.0 * min(1.0, progress["done"] / progress["total"]) if progress["total"] else 0.0
+        metrics = ", ".join(f"{name} {_number(value)}" for name, value in progress["metrics"].items())
+        rate = f", {_number(progress['rate'])} {progress['unit']}/s" if progress["rate"] else ""
+        eta = f", {progress['eta_s']:.0f} s left" if progress["eta_s"] is not None else ""
+        where = f"{progress['unit']} {_number(progress['done'])} of {_number(progress['total'])}"
+        self._text = f"{self._label}: {where}{rate}{eta}{', ' if metrics else ''}{metrics}"
+
+    def show(self, changed: bool) -> None:
+        """Write if it is time to."""
+        silent_s = time.monotonic() - self._shown_s
+        if silent_s >= BEAT_EVERY_S or (changed and silent_s >= SHOW_EVERY_S):
+            self._shown_s = time.monotonic()
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            if self._id is None:
+                made = create_progress_artifact(progress=self._percent, key="fairway-progress", description=self._text)
+                self._id = made if isinstance(made, UUID) else None
+            else:
+                update_progress_artifact(artifact_id=self._id, progress=self._percent, description=self._text)
+        except (httpx.HTTPError, PrefectException, OSError):
+            return  # a server that restarts must not end a training
+
+
+def _number(value: Any) -> str:
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and not value.is_integer()
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+class Tail:
+    """Whole lines of a file that grows; it may not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def lines(self) -> list[str]:
+        """The new ones."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                new = file.read()
+        except FileNotFoundError:
+            return []
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole.decode("utf-8", "replace").splitlines()
+
+
+def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: logging.LoggerAdapter[Any]) -> State[Any]:
+    """Run one assignment in this machine's scratch; the state that its Prefect run ends in."""
+    try:
+        assignment = Assignment.from_json(parameters)
+        vigil = Vigil(flow_run)
+        (home() / ".fairway" / "scratch").mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(
+                dir=home() / ".fairway" / "scratch", prefix="stage-", ignore_cleanup_errors=True
+            ) as folder,
+            vigil.watching(),
+        ):
+            result = _execute(assignment, Path(folder), vigil, log)
+            if log_sha256 := result.get("log"):
+                log.info("The whole log is object %s of %s", log_sha256, assignment.store)
+            return _state(assignment, result, vigil)
+    except StageError as error:
+        return Failed(name="Refused", message=str(error))
+    except (StoreError, OSError) as error:
+        return Crashed(message=redact_text(f"{type(error).__name__}: {error}"))
+
+
+def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: logging.LoggerAdapter[Any]) -> dict[str, Any]:
+    """Start the published program and follow it until it has ended; its result, or {} if it left none."""
+    progress = Progress(assignment.label)
+    tree = folder / "tree"
+    unpack_source(Store.open(assignment.store).read_object(assignment.source), tree)
+    (folder / "assignment.json").write_text(json.dumps(assignment.to_json()), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", PROGRAM, str(folder)],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", PARENT: str(os.getpid())},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # signals reach it through us only, so that we know which stop is meant
+        text=True,
+    )
+    events, lines = Tail(folder / "events.jsonl"), Tail(folder / "logs" / f"{assignment.label}.log")
+    stopper = _Stopper(process, vigil)
+    try:
+        while process.poll() is None:
+            changed = False
+            for event in map(json.loads, events.lines()):
+                changed = True
+                progress.note(event)
+            for line in lines.lines():
+                log.info(line)
+            progress.show(changed)
+            stopper.step()
+            time.sleep(POLL_S)
+    finally:
+        stopper.end()
+    for line in lines.lines():
+        log.info(line)
+    said, _ = process.communicate()
+    for line in said.splitlines()[-20:]:
+        log.warning(line)
+    result = folder / "result.json"
+    return json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"exit": process.returncode}
+
+
+class _Stopper:
+    """Ends the program when the vigil says so: SIGTERM, after the grace again, then SIGKILL."""
+
+    def __init__(self, process: subprocess.Popen[str], vigil: Vigil) -> None:
+        self._process, self._vigil = process, vigil
+        self._asked = 0
+        self._next_s = 0.0
+
+    def step(self) -> None:
+        """Do what is due."""
+        if not self._vigil.stopped.is_set() or time.monotonic() < self._next_s:
+            return
+        self._asked += 1
+        if self._asked == 1:
+            self._process.terminate()
+            self._next_s = time.monotonic() + GRACE_S[self._vigil.verdict()]
+        elif self._asked == 2:
+            self._process.terminate()  # no more grace for the stage
+            self._next_s = time.monotonic() + LAST_GRACE_S
+        else:
+            self.end()
+
+    def end(self) -> None:
+        """Nothing stays: its stage and ranks are bound to its life."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+
+def _state(assignment: Assignment, result: Mapping[str, Any], vigil: Vigil) -> State[Any]:
+    outcome, error = result.get("outcome"), result.get("error")
+    if outcome:
+        _link(assignment, result)
+        name = {"found": "Cached", "conflict": "Conflict"}.get(outcome)
+        return Completed(message=f"{assignment.stage}/{assignment.key[:12]}", **({"name": name} if name else {}))
+    if error in ("user", "crash"):
+        return Failed(message=result["message"], **({"name": "Refused"} if error == "user" else {}))
+    reason = vigil.verdict()
+    if reason == "cancelled":
+        return Cancelled(message=vigil.message or WORDS[reason])
+    if reason:
+        return Crashed(message=WORDS[reason])
+    text = result.get("message") or f"the program on the worker ended with code {result.get('exit')}"
+    return Crashed(message=redact_text(text))
+
+
+def _link(assignment: Assignment, result: Mapping[str, Any]) -> None:
+    """What was made, for Prefect's page: names of inputs and output, so that lineage can be followed there."""
+    rows = [
+        f"| {role} | {', '.join(sorted({each['stage'] + '/' + each['key'][:12] for each in given['from']}))} |"
+        for role, given in assignment.inputs.items()
+    ]
+    try:
+        create_link_artifact(
+            link=f"{assignment.store}/records/{assignment.stage}/{assignment.key}.json",
+            link_text=f"{assignment.stage}/{assignment.key[:12]} ({result['outcome']})",
+            key="fairway-artifact",
+            description="\n".join([f"### {assignment.label}", "| reads | from |", "|---|---|", *rows]),
+        )
+    except (httpx.HTTPError, PrefectException, OSError):
+        return

@@ -1,0 +1,106 @@
+"""Watches over a flow run from inside: is it being cancelled, is its worker still there, did anybody declare it dead?
+
+Prefect's worker tells a run that it is cancelled by SIGTERM, but only a worker that lives, and SIGTERM also announces
+that a machine goes away. So the run asks its server itself, every two seconds, and looks at its own parent process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Literal
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
+
+ASK_EVERY_S = 2.0
+Reason = Literal["", "cancelled", "terminated", "orphaned", "replaced"]
+
+WORDS = {
+    "cancelled": "cancelled",
+    "terminated": "its machine sent SIGTERM; what was trained is in the store, and another attempt goes on from there",
+    "orphaned": "its worker is gone; what was trained is in the store, and another attempt goes on from there",
+    "replaced": "its run had been ended on the server",
+}
+
+
+class Vigil:
+    """`stopped` is set, once, with a reason. Start with `watching()`, in the main thread."""
+
+    def __init__(self, flow_run: UUID | None) -> None:
+        self.stopped = threading.Event()
+        self.reason: Reason = ""
+        self.message = ""  # of whoever cancelled
+        self._flow_run = flow_run
+        self._parent = os.getppid()
+        self._over = threading.Event()
+
+    @contextlib.contextmanager
+    def watching(self, on_stop: Callable[[], None] = lambda: None) -> Iterator[Vigil]:
+        """Watch during the body; signals are heard too."""
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            self._stop("terminated")
+            on_stop()
+
+        def look() -> None:
+            while not self._over.wait(ASK_EVERY_S / 2):
+                self._look()
+                if self.stopped.is_set():
+                    on_stop()
+                    return
+
+        former: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            former = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        thread = threading.Thread(target=look, name="vigil", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._over.set()
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def verdict(self) -> Reason:
+        """Why the run stopped: a SIGTERM of a run that is being cancelled is its worker's way to say so."""
+        if self.reason == "terminated":
+            state = self._ask()
+            if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                self.reason, self.message = "cancelled", state.message or ""
+        return self.reason
+
+    def _look(self) -> None:
+        if os.getppid() != self._parent:
+            self._stop("orphaned")
+            return
+        state = self._ask()
+        if state is None:
+            return
+        if state.is_cancelling() or state.is_cancelled():
+            self.message = state.message or ""
+            self._stop("cancelled")
+        elif state.is_final():
+            self._stop("replaced")
+
+    def _ask(self) -> State[Any] | None:
+        """This run's state; None when the server does not answer, which says nothing about the run."""
+        if self._flow_run is None:
+            return None
+        try:
+            with get_client(sync_client=True) as client:
+                return client.read_flow_run(self._flow_run).state
+        except (httpx.HTTPError, PrefectException, OSError):
+            return None
+
+    def _stop(self, reason: Reason) -> None:
+        if not self.stopped.is_set():
+            self.reason = reason
+            self.stopped.set()

@@ -1,0 +1,189 @@
+"""What a worker executes from the published source: key the assignment again, run its stage, publish.
+
+    python -m flows.worker FOLDER      # FOLDER/assignment.json -> FOLDER/events.jsonl, FOLDER/result.json
+
+It knows the store and not Prefect; whoever started it (`remote_stage.py`, from the worker's own checkout) tells Prefect
+what it says, and ends with it. SIGTERM: the stage writes a checkpoint, which goes to the store; once more: at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from artifacts.errors import LeaseCancelled, StoreError
+from artifacts.records import Published
+from artifacts.store import Store
+from flows.closure import ROOT
+from flows.identity import Identity
+from flows.launch import Interrupted, StageFailed
+from flows.mirror import Mirror
+from flows.provenance import capture
+from flows.remote import Assignment, check_components
+from flows.rundoc import RunDocument
+from flows.session import Event, Session
+from flows.slots import Slots
+from flows.step import made
+from stages.contract import StageError, die_with_parent
+
+STOP_LIMIT_S = 3600.0  # whoever started us decides how long a stage may take to stop
+
+
+class NoRuns:
+    """Stands where a run's document would be: that belongs to the submitter."""
+
+    def write_run(self, run: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def read_run(self, run_id: str) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+class Office:
+    """The folder of one assignment: what is told to whoever started us."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+
+    @property
+    def log(self) -> Path:
+        """Where the stage's process writes."""
+        return self.folder / "logs"
+
+    def tell(self, event: Event) -> None:
+        """Append one event."""
+        line: dict[str, Any] = {"kind": event.kind, "text": event.text}
+        if event.progress is not None:
+            line["progress"] = asdict(event.progress)
+        with self._lock, (self.folder / "events.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+
+    def end(self, result: dict[str, Any]) -> None:
+        """Leave the result, all of it or nothing."""
+        path = self.folder / "result.json"
+        path.with_suffix(".part").write_text(json.dumps(result), encoding="utf-8")
+        path.with_suffix(".part").replace(path)
+
+
+def carry_out(assignment: Assignment, office: Office, session: Session) -> dict[str, Any]:
+    """Run the assignment unless its record is there: {"outcome": found | created | same | conflict, ...}.
+
+    Raises:
+        StageError: the key does not come out the same.
+        StageFailed, Interrupted, StoreError, LeaseCancelled: as from a step that runs here.
+    """
+    step = assignment.step()
+    key, components = session.key(step)
+    check_components(assignment, components)
+    forced = bool(session.force)
+    with session.store.lease(
+        key,
+        cancel=session.cancel,
+        on_wait=lambda holder: office.tell(Event("note", step.label, f"waits for {holder}")),
+    ):
+        record = None if forced else session.find(step, components)
+        if record is not None:
+            return {"outcome": "found", "record": record.id}
+        published, log = _run(assignment, session)
+    seconds = published.ours.provenance["seconds"]
+    return {"outcome": published.outcome, "record": published.record.id, "seconds": seconds, "log": log}
+
+
+def _run(assignment: Assignment, session: Session) -> tuple[Published, str]:
+    step, key = assignment.step(), assignment.key
+    lineage = {role: {"digest": each["digest"], "from": each["from"]} for role, each in assignment.inputs.items()}
+    log = session.logs / f"{step.label}.log"
+    with made(step, key, session, Mirror(session.store, key)) as result:
+        kept = session.store.put_file(log).sha256  # the record mentions it, so `gc` keeps it as long
+        published = session.store.publish(
+            stage=step.stage,
+            part=step.part,
+            key=key,
+            components=assignment.components,
+            report=result.report,
+            inputs=lineage,
+            provenance={**session.provenance(), "run": assignment.run, "log": kept, **result.spent},
+            folder=result.out,
+        )
+    session.store.remove_attempt(key)
+    return published, kept
+
+
+def open_session(assignment: Assignment, office: Office) -> Session:
+    """A session for one step: this source tree, the assignment's store, this machine."""
+    store = Store.open(assignment.store)
+    scratch = office.folder / "scratch"
+    scratch.mkdir()
+    return Session(
+        store=store,
+        identity=Identity(ROOT),
+        run=RunDocument(NoRuns(), {"id": assignment.run}),
+        recipe="",
+        scale="",
+        seed=assignment.seed or 0,
+        scratch=scratch,
+        logs=office.log,
+        slots=Slots(),
+        provenance=lambda: {**capture(ROOT, list(sys.argv)), **assignment.provenance},
+        tell=office.tell,
+        force=frozenset([assignment.stage]) if assignment.forced else frozenset(),
+        deadline_s=assignment.deadline_s,
+        grace_s=STOP_LIMIT_S,
+    )
+
+
+def _result(assignment: Assignment, office: Office, session: Session) -> dict[str, Any]:
+    """What came of it, errors by kind: "user" and "crash" are the stage's own, "machine" may go well elsewhere."""
+    try:
+        return carry_out(assignment, office, session)
+    except (Interrupted, LeaseCancelled) as error:
+        return {"error": "interrupted", "message": str(error)}
+    except StageFailed as error:
+        return {"error": error.kind, "message": str(error), "log": _keep(session.store, error.log)}
+    except StageError as error:
+        return {"error": "user", "message": str(error)}
+    except (StoreError, OSError) as error:
+        return {"error": "machine", "message": f"{type(error).__name__}: {error}"}
+
+
+def _keep(store: Store, log: Path | str) -> str:
+    try:
+        return store.put_file(Path(log)).sha256
+    except (StoreError, OSError):
+        return ""  # what it says last is in the message
+
+
+def main() -> int:
+    """Carry out the assignment of a folder; the exit code is 0 whenever there is a result."""
+    die_with_parent()
+    office = Office(Path(sys.argv[1]))
+    raw = json.loads((office.folder / "assignment.json").read_text(encoding="utf-8"))
+    assignment = Assignment.from_json(raw)
+    session = open_session(assignment, office)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if session.cancel.is_set():
+            session.kill.set()
+        session.cancel.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the worker's terminal is the worker's to hear
+    office.end(_result(assignment, office, session))
+    shutil.rmtree(session.scratch, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # drivers of object stores keep threads that can hold the interpreter for seconds
