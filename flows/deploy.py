@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
@@ -184,25 +184,25 @@ def _pool(client: SyncPrefectClient, name: str) -> None:
 
 
 def _upsert(client: SyncPrefectClient, wanted: _Deployment) -> UUID:
-    flow = client.create_flow_from_name(wanted.flow)
-    defaults = {
-        name: field["default"]
-        for name, field in wanted.schema["properties"].items()
-        if field.get("default") is not None
+    """Create, or change in place: creating again would delete the schedules that people made."""
+    properties = wanted.schema["properties"]
+    fields: dict[str, Any] = {
+        "entrypoint": f"flows.deployments.{wanted.flow}",  # a module: each worker imports its own
+        "work_pool_name": wanted.pool,
+        "description": wanted.description,
+        "tags": list(wanted.tags),
+        "parameters": {name: each["default"] for name, each in properties.items() if each.get("default") is not None},
+        "parameter_openapi_schema": wanted.schema,
+        "enforce_parameter_schema": wanted.flow != "stage",
+        "job_variables": {"command": COMMAND},
     }
-    return client.create_deployment(
-        flow_id=flow,
-        name=wanted.name,
-        entrypoint=f"flows.deployments.{wanted.flow}",  # a module: each worker imports its own
-        work_pool_name=wanted.pool,
-        description=wanted.description,
-        tags=list(wanted.tags),
-        parameters=defaults,
-        parameter_openapi_schema=wanted.schema,
-        enforce_parameter_schema=wanted.flow != "stage",
-        job_variables={"command": COMMAND, "stream_output": True},
-        pull_steps=[],
-    )
+    try:
+        there = client.read_deployment_by_name(wanted.full_name)
+    except ObjectNotFound:
+        flow = client.create_flow_from_name(wanted.flow)
+        return client.create_deployment(flow_id=flow, name=wanted.name, **fields)
+    client.update_deployment(there.id, DeploymentUpdate(**fields))
+    return there.id
 
 
 def _automations() -> list[AutomationCore]:
@@ -213,7 +213,7 @@ def _automations() -> list[AutomationCore]:
     ended = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed", "Cached")}
     silent = AutomationCore(
         name="fairway: a run without heartbeat has crashed",
-        description=f"A run sends a heartbeat every {HEARTBEAT_S} s; after {DEAD_AFTER_S} s of silence its machine is gone.",
+        description=f"Runs send heartbeats every {HEARTBEAT_S} s; silent for {DEAD_AFTER_S} s: the machine is gone.",
         tags=[TAG],
         trigger=EventTrigger(
             match=each_run,

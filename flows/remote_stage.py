@@ -33,6 +33,7 @@ from flows.vigil import WORDS, Reason, Vigil
 from stages.contract import PARENT, StageError
 
 POLL_S = 0.2
+LOG_EVERY_S = 30.0  # progress as a line of the log
 SHOW_EVERY_S = 1.0  # Prefect's page gets progress at most this often
 BEAT_EVERY_S = 10.0  # and a sign of life at least this often
 GRACE_S: Mapping[Reason, float] = {"cancelled": 7.0, "replaced": 7.0, "terminated": 24.0, "orphaned": 24.0}
@@ -48,8 +49,9 @@ def home() -> Path:
 class Progress:
     """The bar on Prefect's page, which is the sign of life too: the dispatcher watches when it was last updated."""
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, label: str, log: logging.LoggerAdapter[Any]) -> None:
+        self._label, self._log = label, log
+        self._logged_s = 0.0
         self._text = f"{label}: starting"
         self._percent = 0.0
         self._shown_s = time.monotonic()
@@ -60,7 +62,7 @@ class Progress:
         """Take in one event of the program."""
         progress = event.get("progress")
         if progress is None:
-            self._text = f"{self._label}: {event['kind']} {event['text']}".strip()
+            self._text = f"{self._label}: {event['text'] or event['kind']}"
             return
         self._percent = 100.0 * min(1.0, progress["done"] / progress["total"]) if progress["total"] else 0.0
         metrics = ", ".join(f"{name} {_number(value)}" for name, value in progress["metrics"].items())
@@ -71,6 +73,9 @@ class Progress:
 
     def show(self, changed: bool) -> None:
         """Write if it is time to."""
+        if changed and time.monotonic() - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = time.monotonic()
+            self._log.info(self._text)
         silent_s = time.monotonic() - self._shown_s
         if silent_s >= BEAT_EVERY_S or (changed and silent_s >= SHOW_EVERY_S):
             self._shown_s = time.monotonic()
@@ -140,7 +145,7 @@ def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: logging
 
 def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: logging.LoggerAdapter[Any]) -> dict[str, Any]:
     """Start the published program and follow it until it has ended; its result, or {} if it left none."""
-    progress = Progress(assignment.label)
+    progress = Progress(assignment.label, log)
     tree = folder / "tree"
     unpack_source(Store.open(assignment.store).read_object(assignment.source), tree)
     (folder / "assignment.json").write_text(json.dumps(assignment.to_json()), encoding="utf-8")

@@ -218,8 +218,8 @@ def _free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise StageError(
-                f"the server needs a free port; {host}:{port} is taken ({error.strerror}); give another with --port, or "
-                "stop what is there"
+                f"the server needs a free port; {host}:{port} is taken ({error.strerror}); give another with --port, "
+                "or stop what is there"
             ) from error
 
 

@@ -96,15 +96,15 @@ def carry_out(assignment: Assignment, office: Office, session: Session) -> dict[
             return {"outcome": "found", "record": record.id}
         published, log = _run(assignment, session)
     seconds = published.ours.provenance["seconds"]
-    return {"outcome": published.outcome, "record": published.record.id, "seconds": seconds, "log": log}
+    return {"outcome": published.outcome, "record": published.record.id, "seconds": seconds, **log}
 
 
-def _run(assignment: Assignment, session: Session) -> tuple[Published, str]:
+def _run(assignment: Assignment, session: Session) -> tuple[Published, dict[str, str]]:
     step, key = assignment.step(), assignment.key
     lineage = {role: {"digest": each["digest"], "from": each["from"]} for role, each in assignment.inputs.items()}
     log = session.logs / f"{step.label}.log"
     with made(step, key, session, Mirror(session.store, key)) as result:
-        kept = session.store.put_file(log).sha256  # the record mentions it, so `gc` keeps it as long
+        kept = _keep(session.store, log)  # the record mentions it, so `gc` keeps it as long
         published = session.store.publish(
             stage=step.stage,
             part=step.part,
@@ -112,7 +112,7 @@ def _run(assignment: Assignment, session: Session) -> tuple[Published, str]:
             components=assignment.components,
             report=result.report,
             inputs=lineage,
-            provenance={**session.provenance(), "run": assignment.run, "log": kept, **result.spent},
+            provenance={**session.provenance(), "run": assignment.run, **kept, **result.spent},
             folder=result.out,
         )
     session.store.remove_attempt(key)
@@ -149,18 +149,19 @@ def _result(assignment: Assignment, office: Office, session: Session) -> dict[st
     except (Interrupted, LeaseCancelled) as error:
         return {"error": "interrupted", "message": str(error)}
     except StageFailed as error:
-        return {"error": error.kind, "message": str(error), "log": _keep(session.store, error.log)}
+        return {"error": error.kind, "message": str(error), **_keep(session.store, Path(error.log))}
     except StageError as error:
         return {"error": "user", "message": str(error)}
     except (StoreError, OSError) as error:
         return {"error": "machine", "message": f"{type(error).__name__}: {error}"}
 
 
-def _keep(store: Store, log: Path | str) -> str:
+def _keep(store: Store, log: Path) -> dict[str, str]:
+    """{"log": digest} of the stage's log, now in the store; {} if it said nothing."""
     try:
-        return store.put_file(Path(log)).sha256
+        return {"log": store.put_file(log).sha256} if log.stat().st_size else {}
     except (StoreError, OSError):
-        return ""  # what it says last is in the message
+        return {}  # what it said last is in the message
 
 
 def main() -> int:

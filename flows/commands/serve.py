@@ -26,7 +26,8 @@ def use_server(folder: str) -> str:
     api = os.environ.get("PREFECT_API_URL", "")
     if not api:
         raise StageError(
-            "this command needs a Prefect server; none is configured; start one with `fairway up`, or set PREFECT_API_URL"
+            "this command needs a Prefect server; none is configured; start one with `fairway up`, or set "
+            "PREFECT_API_URL"
         )
     if not answers(api):
         raise StageError(f"the Prefect server answers; {api} does not; start it, or set PREFECT_API_URL to another")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+from lab import Lab, Machine, free_port
+from toyriver import behave, make_tree
+from toyrun import RECIPE
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +50,51 @@ def s3_environment() -> Iterator[dict[str, str]]:
 def s3_store(s3_environment: dict[str, str]) -> str:
     """An empty store on it."""
     return f"s3://fairway-runs/{uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A server, a machine that runs flows and one that runs stages; they share the server and a store on S3, no file.
+
+    The stages' machine has another checkout: its stages cannot run at all.
+    """
+    base = tmp_path_factory.mktemp("lab")
+    api, store = f"http://127.0.0.1:{(port := free_port())}/api", f"s3://fairway-runs/{uuid4().hex}"
+    environment = {**os.environ, **s3_environment, "PREFECT_API_URL": api, "OMP_NUM_THREADS": "2"}
+    submitter = Machine("submitter", base / "submitter", make_tree(base / "submitter" / "tree"), environment)
+    gpu = Machine("gpu", base / "gpu", make_tree(base / "gpu" / "tree"), environment)
+    for stage in ("train", "quantize", "evaluate"):
+        behave(submitter.tree, stage, 'print("edited code at", os.environ["HOME"])')
+        behave(gpu.tree, stage, 'raise RuntimeError("the code of the worker\'s own checkout runs")')
+    for path, was, now in PATIENCE:
+        file = submitter.tree / path
+        assert was in file.read_text(encoding="utf-8"), path
+        file.write_text(file.read_text(encoding="utf-8").replace(was, now), encoding="utf-8")
+    up = [sys.executable, "-m", "flows.cli", "up", "--no-workers", "--port", str(port), "--folder", str(base / "up")]
+    done = subprocess.run([*up, "--store", store], env=submitter.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    try:
+        submitter.start_worker("cpu", 4)
+        gpu.start_worker("gpu", 1)
+        yield Lab(api, submitter, gpu, store)
+    finally:
+        submitter.stop()
+        gpu.stop()
+        down = [sys.executable, "-m", "flows.cli", "down", "--folder", str(base / "up")]
+        assert subprocess.run(down, env=submitter.environment).returncode == 0
+
+
+@pytest.fixture
+def recipe(lab: Lab) -> str:
+    """The toy recipe as text; its documents lie on the submitter's machine."""
+    source = lab.submitter.folder / "text.txt"
+    source.write_text("Some text.\n", encoding="utf-8")
+    return 'name = "toy"\n' + RECIPE.format(source=source)
+
+
+# What takes a minute for people takes seconds for tests. All of it belongs to the submitter's checkout.
+PATIENCE = (
+    ("flows/remote_dispatch.py", "SILENCE_S = 60.0", "SILENCE_S = 15.0"),
+    ("flows/mirror.py", "EVERY_S = 30.0", "EVERY_S = 0.5"),
+    ("artifacts/lease.py", "TIME_LIMIT_S = 60.0", "TIME_LIMIT_S = 8.0"),
+)

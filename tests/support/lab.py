@@ -1,0 +1,180 @@
+"""A lab: a Prefect server, one store on S3, and workers with folders, homes and checkouts of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from flows.up import start_time
+
+LIMIT_S = 120.0
+
+
+class Machine:
+    """What a worker's machine would have of its own: a checkout, a home, a cache."""
+
+    def __init__(self, name: str, folder: Path, tree: Path, environment: Mapping[str, str]) -> None:
+        self.name, self.folder, self.tree = name, folder, tree
+        (folder / "work").mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            **environment,
+            "HOME": str(folder),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PYTHONPATH": str(tree),
+        }
+        self.worker: subprocess.Popen[bytes] | None = None
+
+    def fairway(self, *arguments: str) -> dict[str, Any]:
+        """Run a command here; its JSON object."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *arguments, "--json"],
+            cwd=self.folder / "work",
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    def start_worker(self, pool: str, limit: int) -> None:
+        """A worker as a user would start it."""
+        options = ["--pool", pool, "--limit", str(limit), "--name", self.name]
+        with (self.folder / "worker.log").open("ab") as log:
+            self.worker = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", "worker", *options],
+                cwd=self.folder / "work",
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def descendants(self) -> list[int]:
+        """Every process below the worker that lives."""
+        return [] if self.worker is None else children_of(self.worker.pid)
+
+    def kill(self, everything: bool = False) -> None:
+        """SIGKILL to the worker; with `everything`, to all that it started in the same moment: the machine is gone."""
+        assert self.worker is not None
+        gone = self.descendants() if everything else []
+        for pid in [self.worker.pid, *gone]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.worker.wait()
+        self.worker = None
+
+    def stop(self) -> None:
+        """The end, for everything that is left."""
+        if self.worker is not None:
+            left = self.descendants()
+            self.kill(everything=True)
+            wait_for(lambda: not [pid for pid in left if start_time(pid)], "processes are gone")
+
+
+def children_of(parent: int) -> list[int]:
+    """Living processes below `parent`, whatever session they are in."""
+    below: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            below.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found: list[int] = []
+    waiting = [parent]
+    while waiting:
+        here = below.get(waiting.pop(), [])
+        found += here
+        waiting += here
+    return found
+
+
+def wait_for(true: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
+    """Poll until it is true; what it said."""
+    deadline_s = time.monotonic() + limit_s
+    while time.monotonic() < deadline_s:
+        if found := true():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {limit_s:.0f} s: {what}")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Lab:
+    """The server's API, as a person or a program would use it."""
+
+    def __init__(self, api: str, submitter: Machine, gpu: Machine, store: str) -> None:
+        self.api, self.submitter, self.gpu, self.store = api, submitter, gpu, store
+        self.http = httpx.Client(base_url=f"{api}/", timeout=30)
+
+    def post(self, path: str, **body: Any) -> Any:
+        """One call."""
+        answer = self.http.post(path, json=body)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def score(self, **parameters: Any) -> str:
+        """Start `score`; the run's id."""
+        deployment = self.http.get("deployments/name/score/score").json()["id"]
+        return self.post(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A flow run as it is now."""
+        return self.http.get(f"flow_runs/{UUID(run_id)}").json()
+
+    def state(self, run_id: str) -> str:
+        """The type of its state."""
+        return self.run(run_id)["state"]["type"]
+
+    def ended(self, run_id: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
+        """The state that a run ends in."""
+        over = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        wait_for(lambda: self.state(run_id) in over, f"run {run_id} ends", limit_s)
+        return self.run(run_id)["state"]
+
+    def stages(self, **having: Any) -> list[dict[str, Any]]:
+        """Runs of the flow `stage`, oldest first; `having` are parameters."""
+        found = self.post("flow_runs/filter", flows={"name": {"any_": ["stage"]}}, sort="START_TIME_ASC", limit=200)
+        found.sort(key=lambda run: run["created"])
+        return [run for run in found if all(run["parameters"].get(name) == value for name, value in having.items())]
+
+    def running_stage(self, stage: str, **having: Any) -> dict[str, Any]:
+        """The run of a stage, once it runs."""
+
+        def look() -> dict[str, Any] | None:
+            return next((r for r in self.stages(stage=stage, **having) if r["state"]["type"] == "RUNNING"), None)
+
+        return wait_for(look, f"{stage} runs")
+
+    def cancel(self, run_id: str) -> None:
+        """As the button on the page does."""
+        self.post(f"flow_runs/{run_id}/set_state", state={"type": "CANCELLING", "name": "Cancelling"}, force=False)
+
+    def document(self, before: set[str] = frozenset()) -> dict[str, Any]:
+        """The newest run's document in the store, of those that were not there before."""
+        from artifacts.store import Store
+
+        return next(run for run in reversed(Store.open(self.store).list_runs()) if run["id"] not in before)
