@@ -76,7 +76,8 @@ def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     try:
         submitter.start_worker("cpu", 4)
         gpu.start_worker("gpu", 1)
-        yield Lab(api, submitter, gpu, store)
+        with contextlib.closing(Lab(api, submitter, gpu, store)) as lab:
+            yield lab
     finally:
         submitter.stop()
         gpu.stop()

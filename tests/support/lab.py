@@ -130,6 +130,10 @@ class Lab:
         self.api, self.submitter, self.gpu, self.store = api, submitter, gpu, store
         self.http = httpx.Client(base_url=f"{api}/", timeout=30)
 
+    def close(self) -> None:
+        """No connection stays open."""
+        self.http.close()
+
     def post(self, path: str, **body: Any) -> Any:
         """One call."""
         answer = self.http.post(path, json=body)
