@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 SERVER_COMMANDS = ("up", "down", "deploy", "worker")
 
 
-def add_server(commands: Subparsers, common: Callable[[argparse.ArgumentParser], argparse.ArgumentParser]) -> None:
+def add_server(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    common: Callable[[argparse.ArgumentParser], argparse.ArgumentParser],
+) -> None:
     """Add them."""
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
