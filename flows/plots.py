@@ -52,6 +52,10 @@ def dots(groups: Sequence[Group]) -> Figure:
                 mean = sum(group.values) / len(group.values)
                 axes.scatter([mean], [place], marker="|", s=260, color=INK, zorder=4)
                 axes.annotate(f"{mean:.4f}", (mean, place), (0, 9), textcoords="offset points", ha="center", fontsize=8)
+            else:
+                axes.annotate(
+                    "no result", (0.01, place), (0, 4), ("axes fraction", "data"), "offset points", fontsize=8
+                )
             if group.published is not None:
                 axes.scatter([group.published], [place], marker="D", s=30, facecolors="none", edgecolors=MUTED)
         axes.set_yticks(range(len(groups)), [group.name for group in groups])
@@ -67,7 +71,7 @@ def dots(groups: Sequence[Group]) -> Figure:
 def _focus(axes: Any, groups: Sequence[Group]) -> None:
     """Show the scores: the interval of two seeds can be a hundred times as wide as all that was measured."""
     shown = [value for group in groups for value in group.values]
-    shown += [group.published for group in groups if group.published is not None and not shown]
+    shown += [group.published for group in groups if group.published is not None]
     if not shown:
         return
     low, high = min(shown), max(shown)

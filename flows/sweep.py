@@ -45,6 +45,7 @@ from flows.rundoc import utc_now
 from flows.seeds import Conduct, Show, check_seeds, declare, pair, result_of, run_set, scores_of
 from flows.sets import Document, SeedSet, headline
 from flows.statistics import holm, welch
+from flows.validation import PUBLISHED
 from stages.contract import StageError
 
 _POINT_FIELDS = {"name": str, "set": list, "at": dict, "score": str, "published": float, "note": str}
@@ -305,10 +306,16 @@ def sweep_result(store: Store, document: Document, sets: Sequence[SeedSet]) -> d
         line |= _against(base, document, line, result)
     for line, p in zip(lines, holm([line["p"] for line in lines]), strict=True):
         line["p_holm"] = p
-    notes = [
-        f"p is one-sided, that a point is better than {document['base']}; p (Holm) is adjusted for "
-        f"{sum(line['p'] is not None for line in lines)} comparisons: of many points, some look good by chance"
-    ]
+    tested = sum(line["p"] is not None for line in lines)
+    notes: list[str] = []
+    if tested:
+        notes.append(
+            f"p is one-sided, that a point is better than {document['base']}; p (Holm) is adjusted for {tested} "
+            "comparisons: of many points, some look good by chance"
+        )
+    elsewhere = [line for line in lines if line["published"] is not None and line["validation"] != PUBLISHED]
+    if any(line["n"] for line in elsewhere):
+        notes.append("`published` numbers are of the published validation set; the scores beside them are not")
     if len(document["seeds"]) < 2:
         notes.append("one seed: differences are no more than hints; --seeds 1,2,3 tells the noise")
     return {
@@ -344,6 +351,7 @@ def _line(point: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]
         "rules_broken": score["rules_broken"] if score else [],
         "bytes": result["bytes"].get("max"),
         "over_cap": bool(result["bytes"]) and result["bytes"]["max"] > result["bytes"]["cap"],
+        "validation": score["validation"] if score else "",
         "published": point["published"],
         "note": point["note"],
         # An earlier failure of a seed that has a result now is in the set's own report.

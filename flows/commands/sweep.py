@@ -15,6 +15,7 @@ from flows.prepare import local_folder
 from flows.seeds import Show
 from flows.sweep import Sweep, check_points, grid_points, is_sweep, parse_grid, read_sweep, run_sweep, sweep_result
 from flows.tables import Table, print_json
+from flows.validation import PUBLISHED
 from stages.contract import StageError
 
 FAILED = 1
@@ -95,7 +96,13 @@ def write_report(result: Mapping[str, Any], local: Path) -> Path:
     from flows.pages import Page, write_page
 
     groups = [
-        plots.Group(line["name"], list(line["values"].values()), line["low"], line["high"], line["published"])
+        plots.Group(
+            line["name"],
+            list(line["values"].values()),
+            line["low"],
+            line["high"],
+            line["published"] if line["validation"] == PUBLISHED else None,
+        )
         for line in result["points"]
     ]
     page = Page(
