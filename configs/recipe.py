@@ -7,12 +7,14 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from configs.checks import CHECKS
+from stages.audit.config import Config as AuditConfig
 from stages.average.config import Config as AverageConfig
 from stages.bundle.config import Config as BundleConfig
 from stages.compress.config import Config as CompressConfig
 from stages.config import Strict
 from stages.corpus.config import Config as CorpusConfig
 from stages.evaluate.config import Config as EvaluateConfig
+from stages.overlap.config import Config as OverlapConfig
 from stages.quantize.config import Config as QuantizeConfig
 from stages.tokenize.config import Config as TokenizeConfig
 from stages.train.config import Config as TrainConfig
@@ -38,6 +40,12 @@ class Devices(Strict):
     train: DeviceConfig = Field(default=DeviceConfig(), description="Device of `train`.")
     quantize: DeviceConfig = Field(default=DeviceConfig(), description="Device of `quantize`.")
     evaluate: DeviceConfig = Field(default=DeviceConfig(), description="Device of `evaluate`.")
+    audit: DeviceConfig | None = Field(default=None, description="Device of `audit`; null is one of evaluate's.")
+
+    def of(self, stage: str) -> DeviceConfig:
+        """What a stage asks for. The audit asks for one device of the kind that scored, unless the recipe says more."""
+        device: DeviceConfig | None = getattr(self, stage)
+        return device or self.evaluate.model_copy(update={"count": 1})
 
 
 class Recipe(Strict):
@@ -58,6 +66,8 @@ class Recipe(Strict):
     bundle: BundleConfig = Field(default=BundleConfig(), description="Packed code.")
     weigh: WeighConfig = Field(default=WeighConfig(), description="Size check.")
     evaluate: dict[Name, EvaluateConfig] = Field(default={}, description="One protocol per name.")
+    overlap: OverlapConfig = Field(default=OverlapConfig(), description="What of val stands in train.")
+    audit: AuditConfig = Field(default=AuditConfig(), description="The verdict on what was scored.")
 
     @model_validator(mode="after")
     def _keeps_its_promises(self) -> Self:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from artifacts.errors import DamagedArtifact
-from artifacts.record import File
+from artifacts.record import File, Record
 from configs.recipe import Recipe
+from flows.account import account_of
 from flows.launch import Interrupted
 from flows.river import Input, Outside, Step, StepId, river
 from flows.step import Event, Outcome, Session
@@ -107,11 +108,12 @@ def drive(recipe: Recipe, outside: Outside, session: Session, submit: Submit, un
 def anything_to_run(recipe: Recipe, outside: Outside, session: Session) -> bool:
     """Whether some step has no record, found without making one."""
     outputs: dict[StepId, tuple[File, ...] | None] = {}
-    for step in river(recipe, session.seed, outside, outputs):
+    records: dict[StepId, Record] = {}
+    for step in river(recipe, session.seed, outside, outputs, account_of(records.get)):
         record = session.find(step, session.key(step)[1])
         if record is None or step.stage in session.force:
             return True
-        outputs[step.id] = record.files
+        outputs[step.id], records[step.id] = record.files, record
     return False
 
 
@@ -120,7 +122,7 @@ def _flow(recipe: Recipe, outside: Outside, session: Session, submit: Submit, un
     last = order.index(until) if until else len(order) - 1
     outputs = Outputs()
     try:
-        for step in river(recipe, session.seed, outside, outputs):
+        for step in river(recipe, session.seed, outside, outputs, account_of(lambda id: outputs.wait(id).record)):
             if order.index(step.stage) > last:
                 break
             outputs.add(step.id, submit(step))

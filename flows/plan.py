@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from artifacts.errors import DamagedArtifact
 from artifacts.record import File, Record
 from configs.load import Loaded
+from flows.account import account_of
 from flows.identity import Components, Identity, find, key_of, unknown_roles
 from flows.identity import Memory as Finds
 from flows.river import Outside, Step, StepId, river
@@ -72,9 +73,11 @@ def plan(
     planner = _Planner(loaded, seed, memory, identity, frozenset(force))
     outputs: dict[StepId, tuple[File, ...] | None] = {}
     planned: list[Planned] = []
-    for step in river(loaded.recipe, seed, outside, outputs):
+    records: dict[StepId, Record | None] = {}
+    for step in river(loaded.recipe, seed, outside, outputs, account_of(records.get)):
         for known in planner.parts(step):
             planned.append(planner.look(known))
+            records[known.id] = planned[-1].record
             outputs[known.id] = planned[-1].record.files if planned[-1].record else None
     return planned
 

@@ -10,6 +10,7 @@ from artifacts.digest import hash_file
 from artifacts.record import File, Record, digest_files
 from artifacts.records import scan_folder
 from configs.load import load_recipe
+from flows.account import account_of
 from flows.identity import key_of, unknown_roles
 from flows.river import Outside, Step, StepId, river
 from flows.session import Session
@@ -33,10 +34,11 @@ def rebuild(session: Session, run: Mapping[str, Any], outside: Outside, stages: 
     recorded = {(step["stage"], step["part"]): step.get("key") for step in run["steps"]}
     recipe = load_recipe(run["asked"], run["scale"], run["overrides"]).recipe
     outputs: dict[StepId, tuple[File, ...] | None] = {}
-    for step in river(recipe, run["seed"], outside, outputs):
+    records: dict[StepId, Record | None] = {}
+    for step in river(recipe, run["seed"], outside, outputs, account_of(records.get)):
         key = recorded.get(step.id)
         record = session.store.get(step.stage, key) if key else None
-        outputs[step.id] = record.files if record else None
+        outputs[step.id], records[step.id] = record.files if record else None, record
         if record is None or not ("all" in stages or step.stage in stages):
             continue
         if step.device is not None and step.device.kind != "cpu":

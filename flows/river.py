@@ -7,12 +7,13 @@ back in `outputs`; `plan` leaves unknown what has not run yet, and everything be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from artifacts.record import File, digest_files
 from configs.introduced import resolved
+from configs.load import challenge
 from configs.recipe import DeviceConfig, Recipe
 from stages.config import StageConfig
 
@@ -29,6 +30,7 @@ class Input:
     digest: str | None  # None: not known before a stage above has run
     files: tuple[File, ...] = ()  # paths relative to the role's folder
     origin: tuple[tuple[str, str, str], ...] = ()  # (stage, part, role) of each producer, for lineage
+    written: bytes = b""  # contents of the one file, where the flow itself has written it
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,36 @@ class Outside:
     vocabulary: Input | None = None  # an imported .model
 
 
+Account = Callable[[Sequence[Step]], Input]
+"""What the audit is told about finished steps: a file that the flow writes of their records (`account.py`)."""
+
+
+def not_known(steps: Sequence[Step]) -> Input:
+    """The account of steps whose records nobody has."""
+    return Input(None, origin=told(steps))
+
+
+def told(steps: Sequence[Step]) -> tuple[tuple[str, str, str], ...]:
+    """An account comes from all of its steps: what taints one of them taints the audit."""
+    return tuple((step.stage, step.part, step.config.SPEC.outputs[0]) for step in steps)
+
+
 def of(outputs: Outputs, stage: str, role: str, part_prefix: str = "") -> Input:
     """The union of `role` over the parts of `stage` whose name starts with `part_prefix`."""
     parts = sorted(step for step in outputs if step[0] == stage and step[1].startswith(part_prefix))
-    origin = tuple((stage, part, role) for _, part in parts)
+    # Shards are named after their part; the weights of several runs are not, so each gets a folder.
+    return _union(outputs, parts, role, in_folders=part_prefix == SEEDS)
+
+
+def _union(outputs: Outputs, parts: Sequence[StepId], role: str, in_folders: bool) -> Input:
+    origin = tuple((stage, part, role) for stage, part in parts)
     files: list[File] = []
     for step in parts:
         known = outputs[step]
         if known is None:
             return Input(None, origin=origin)
         found = [f.below(role) for f in known if f.path.startswith(f"{role}/")]
-        # Shards are named after their part; the weights of several runs are not, so each gets a folder.
-        files += [replace(f, path=f"{step[1]}/{f.path}") for f in found] if part_prefix == SEEDS else found
+        files += [replace(f, path=f"{step[1]}/{f.path}") for f in found] if in_folders else found
     if not parts:
         return Input(None)
     ordered = tuple(sorted(files, key=lambda f: f.path))
@@ -88,17 +108,49 @@ def bundled(recipe: Recipe) -> dict[str, Any]:
     """The part of a recipe that reaches the packed code, seed-free; a field that is absent is off."""
     stages = {name: resolved(getattr(recipe, name)) for name in _BUNDLED}
     protocols = {name: resolved(each) for name, each in recipe.evaluate.items() if each.of == "archive"}
-    return {**stages, "evaluate": protocols, "devices": resolved(recipe.devices)}
+    devices = {name: value for name, value in resolved(recipe.devices).items() if name != "audit"}
+    return {**stages, "evaluate": protocols, "devices": devices}
 
 
-def river(recipe: Recipe, seed: int, outside: Outside, outputs: Outputs) -> Iterator[Step]:
+def river(
+    recipe: Recipe, seed: int, outside: Outside, outputs: Outputs, account: Account = not_known
+) -> Iterator[Step]:
     """Every step in river order. `outputs` must hold a step's files (or None) before the next step is asked for."""
+    steps: list[Step] = []
+    for each in _to_the_scores(recipe, seed, outside, outputs):
+        steps.append(each)
+        yield each
+    scored = {name: protocol for name, protocol in recipe.evaluate.items() if protocol.of == "archive"}
+    if scored:
+        yield _audit(recipe, scored, outputs, account(steps))
+
+
+def _audit(recipe: Recipe, scored: Mapping[str, StageConfig], outputs: Outputs, records: Input) -> Step:
+    """The last step: it reads what was submitted, what was scored and what is on record, and nothing reads it."""
+    config = recipe.audit.model_copy(update={"protocols": dict(scored), "challenge": challenge()})
+    parts = [("evaluate", name) for name in sorted(scored)]
+    inputs = {
+        "archive": of(outputs, "compress", "archive"),
+        "bundle": of(outputs, "bundle", "bundle"),
+        "sizes": of(outputs, "weigh", "sizes"),
+        "tokenizer": of(outputs, "vocabulary", "tokenizer"),
+        "val": of(outputs, "tokenize", "shards", "val-"),
+        "scores": _union(outputs, parts, "score", in_folders=True),
+        "ledgers": _union(outputs, parts, "ledger", in_folders=True),
+        "overlap": of(outputs, "overlap", "overlap"),
+        "records": records,
+    }
+    wanted = {role: inputs[role] for role in config.reads()}
+    return Step("audit", "", config, wanted, None, recipe.devices.of("audit"))
+
+
+def _to_the_scores(recipe: Recipe, seed: int, outside: Outside, outputs: Outputs) -> Iterator[Step]:
     r = recipe
 
     def step(stage: str, config: StageConfig, part: str = "", /, **inputs: Input) -> Step:
         spec = config.SPEC
         wanted = {role: inputs[role] for role in config.reads()}
-        device: DeviceConfig | None = getattr(r.devices, stage) if spec.accelerated else None
+        device = r.devices.of(stage) if spec.accelerated else None
         return Step(stage, part, config, wanted, seed if spec.seeded else None, device)
 
     yield step("corpus", r.corpus, source=outside.corpus)
@@ -132,3 +184,5 @@ def river(recipe: Recipe, seed: int, outside: Outside, outputs: Outputs) -> Iter
     for name, protocol in r.evaluate.items():
         scored = trained["raw"] if protocol.of == "raw" else weights
         yield step("evaluate", protocol, name, weights=scored, archive=archive, tokenizer=tokenizer, val=val)
+    if r.evaluate:
+        yield step("overlap", r.overlap, train=shards, val=val, tokenizer=tokenizer)

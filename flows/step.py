@@ -18,13 +18,13 @@ from artifacts.records import Published
 from flows.identity import Components
 from flows.launch import Interrupted, Job, Watch, launch
 from flows.mirror import Mirror
-from flows.river import Step
+from flows.river import Input, Step
 from flows.rundoc import utc_now
 from flows.session import Elsewhere, Event, Outcome, Session
 from flows.snapshot import copy_files, snapshot
 from stages.contract import Device, StageError
 
-FULLY_VERIFIED = ("evaluate",)  # a score must never rest on a stamp: every byte is hashed again
+FULLY_VERIFIED = ("evaluate", "audit")  # a score must never rest on a stamp: every byte is hashed again
 
 
 def hit_or_run(step: Step, session: Session) -> Outcome:
@@ -166,6 +166,8 @@ def _lay_out(step: Step, root: Path, packed: Path, session: Session) -> Mapping[
     """Read-only folders of the step's inputs. Roles without files lie outside: the stage reads them where they are."""
     folders: dict[str, Path] = {}
     for role, given in step.inputs.items():
+        if given.written:
+            _store_written(given, root, session)
         if given.files and given.origin:
             folders[role] = root / role
             verify = "full" if step.stage in FULLY_VERIFIED else "stamp"
@@ -174,6 +176,15 @@ def _lay_out(step: Step, root: Path, packed: Path, session: Session) -> Mapping[
             folders[role] = root / role
             copy_files((file.path for file in given.files), packed, folders[role])
     return folders
+
+
+def _store_written(given: Input, root: Path, session: Session) -> None:
+    """Put what the flow wrote into the store, where every input of a stage comes from."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "written"
+    path.write_bytes(given.written)
+    session.store.put_file(path)
+    path.unlink()
 
 
 def _share(step: Step, device: Device) -> Device:

@@ -1,6 +1,6 @@
 """What the flow tells the audit about the other stages: the role `records`, one file `records.json`.
 
-{"schema": 1, "steps": [{"stage", "part", "key", "components", "config", "device", "process_s", "timer_s", "source",
+{"schema": 1, "steps": [{"stage", "part", "key", "components", "device", "process_s", "timer_s", "source",
 "inputs": {role: {"digest", "from": [[stage, part, role], ...]}}, "outputs": {role: digest}}, ...]}
 
 `process_s` is what the stage's process took from start to end, `timer_s` what its own clock says, null where it has
@@ -29,7 +29,6 @@ class StepFacts:
     part: str
     key: str
     components: Mapping[str, Any]
-    config: Mapping[str, Any]
     device: Mapping[str, Any] | None
     process_s: float
     timer_s: float | None
@@ -81,7 +80,7 @@ class Account:
         """From the list `steps` of the file."""
         facts = [
             StepFacts(
-                **{name: step[name] for name in ("stage", "part", "key", "components", "config", "device")},
+                **{name: step[name] for name in ("stage", "part", "key", "components", "device")},
                 **{name: step[name] for name in ("process_s", "timer_s", "source", "outputs")},
                 inputs={
                     role: (given["digest"], tuple((o[0], o[1], o[2]) for o in given["from"]))

@@ -28,7 +28,7 @@ class Config(StageConfig):
         accelerated=True,
     )
 
-    protocols: dict[str, dict[str, Any]] = Field(
+    protocols: dict[str, Any] = Field(
         default={},
         description="Set by the wiring: evaluate's whole configuration by protocol. Diagnostics are not audited, but "
         "they are part of what evaluation costs.",

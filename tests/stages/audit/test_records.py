@@ -39,7 +39,7 @@ class Book:
         inputs = {role: {"digest": self._digest(origins), "from": origins} for role, origins in reads.items()}
         parts = {"stage": stage, "part": part, "inputs": {role: each["digest"] for role, each in inputs.items()}}
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-        facts = {"config": {}, "device": None, "process_s": 1.0, "timer_s": None, "source": digest(stage)}
+        facts = {"device": None, "process_s": 1.0, "timer_s": None, "source": digest(stage)}
         made = {role: digest(f"{stage} {part} {role}") for role in outputs}
         self.steps.append(
             {"stage": stage, "part": part, "key": digest(text), "components": parts, **facts, "inputs": inputs}
