@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from artifacts.store import Store
+from configs.load import challenge
+from flows import verdicts
 from flows.session import Outcome
 
 
@@ -20,6 +22,15 @@ def title(result: Mapping[str, Any]) -> str:
 def scores(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per protocol."""
     return [{"score": name, **score} for name, score in result["scores"].items()] or [{"score": "none yet"}]
+
+
+def verdict(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per rule, below what each policy makes of them all."""
+    audit = result["audit"]
+    policies = [
+        {"rule": f"policy {name}", "verdict": outcome, "what": ""} for name, outcome in audit.get("verdict", {}).items()
+    ]
+    return [*policies, *verdicts.rows(audit, challenge()["rules"])] or [{"rule": "none yet"}]
 
 
 def sizes(result: Mapping[str, Any]) -> list[dict[str, Any]]:

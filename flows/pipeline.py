@@ -123,7 +123,7 @@ def conduct(prepared: Prepared) -> dict[str, Any] | State[Any]:
             session.elsewhere = pool
         outcomes = drive(prepared.loaded.recipe, prepared.outside, session, submit, request.until)
         result = summarise(session, outcomes)
-        session.run.finish("completed", scores=result["scores"], bytes=result["bytes"])
+        session.run.finish("completed", scores=result["scores"], bytes=result["bytes"], audit=result["audit"])
         result["report"] = _report(prepared, outcomes)
         _show(prepared, outcomes, result)
     except Interrupted as stopped:
@@ -158,6 +158,7 @@ def _show(prepared: Prepared, outcomes: list[Outcome], result: dict[str, Any]) -
     """Put tables and curve where Prefect's UI shows them; they are for the eye, so a run never fails by them."""
     try:
         create_table_artifact(key="fairway-scores", table=panels.scores(result), description=panels.title(result))
+        create_table_artifact(key="fairway-verdict", table=panels.verdict(result), description=panels.title(result))
         create_table_artifact(key="fairway-bytes", table=panels.sizes(result), description=panels.title(result))
         # Drawing takes longer than a whole cached run, and a curve that was shown once has not changed.
         if any(o.state == "ran" and o.step.stage == "train" for o in outcomes):

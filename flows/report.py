@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 import flows.charts as charts
 from artifacts.record import Record
 from artifacts.store import Store
+from flows import verdicts
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SHADE_CEILING_BITS = 12.0  # a token this expensive or more gets the full shade
@@ -63,7 +64,8 @@ def _view(store: Store, run: Mapping[str, Any], records: Records, pictures: Mapp
         "about": recipe.get("about", ""),
         "made": run.get("finished") or run["started"],
         "headline": _headline(rungs),
-        "marks": _marks(rungs, sizes),
+        "marks": _marks(rungs, sizes, _report(records, "audit")),
+        "audit": _audit(store, records),
         "facts": _facts(train, sizes, rungs, run),
         "ladder": rungs,
         "charts": {
@@ -150,15 +152,38 @@ def _headline_rung(rungs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | No
     return next((rung for rung in reversed(archive) if not rung["rules_broken"]), archive[-1] if archive else None)
 
 
-def _marks(rungs: Sequence[Mapping[str, Any]], sizes: Mapping[str, Any]) -> list[str]:
+def _marks(rungs: Sequence[Mapping[str, Any]], sizes: Mapping[str, Any], audit: Mapping[str, Any]) -> list[str]:
     """Everything that a reader must know before believing or comparing the headline."""
     found = ["over the size cap"] if sizes.get("oversize") else []
     rung = _headline_rung(rungs)
     if rung:
         found += [mark.replace("_", " ") for mark in rung["marks"]]
         found += [f"breaks rule {broken['rule']}" for broken in rung["rules_broken"]]
-        found.append("not audited")
+        if not verdicts.is_legal(audit, rung["name"]):
+            found.append(verdicts.mark(audit, rung["name"]) or "not audited")
     return found
+
+
+def _audit(store: Store, records: Records) -> dict[str, Any]:
+    """The audit's section: policies side by side, rules in sentences, every finding, and what it cost."""
+    table = _json(store, records.get(("audit", "")), "verdict/verdict.json")
+    if not table:
+        return {}
+    record = records["audit", ""]
+    challenge = record.components["config"].get("challenge", {})
+    return {
+        "policies": [
+            {"name": name, "about": challenge.get("policies", {}).get(name, {}).get("about", ""), "run": outcome,
+             "word": verdicts.WORDS[outcome],
+             "scores": {part: verdicts.WORDS[score["verdict"][name]] for part, score in table["scores"].items()}}
+            for name, outcome in table["verdict"].items()
+        ],
+        "scores": list(table["scores"]),
+        "rules": verdicts.rows(table, challenge.get("rules", {})),
+        "findings": verdicts.findings(table),
+        "rulings": table["rulings"],
+        "cost": verdicts.cost(table),
+    }  # fmt: skip
 
 
 def _facts(

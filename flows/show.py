@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from flows import launch
+from flows import launch, verdicts
 from flows.session import Event, Outcome
 from flows.tables import print_table, seconds_text
 
@@ -90,16 +90,22 @@ def _caveats(score: Mapping[str, Any]) -> str:
     return ", ".join([*score.get("marks", []), *([f"breaks {' '.join(broken)}"] if broken else [])])
 
 
-def print_result(result: Mapping[str, Any]) -> None:
-    """Scores, sizes and where the report is."""
+def _columns(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the scores; columns that nothing stands in are left out."""
+    headings = ["score", "BPB", "nats/token", "tokens", "bytes", "took", "verdict", "marks"]
     rows = [
         [name, f"{s['bpb']:.4f}", f"{s['nats_per_token']:.4f}", f"{s['tokens']:,}", f"{s['bytes']:,}",
-         seconds_text(s["seconds"]) if s["seconds"] is not None else "", _caveats(s)]
+         seconds_text(s["seconds"]) if s["seconds"] is not None else "", verdicts.mark(result["audit"], name),
+         _caveats(s)]
         for name, s in result["scores"].items()
     ]  # fmt: skip
-    headings = ["score", "BPB", "nats/token", "tokens", "bytes", "took", "marks"]
-    if not any(row[-1] for row in rows):
-        headings, rows = headings[:-1], [row[:-1] for row in rows]
+    kept = [i for i in range(len(headings)) if i < 6 or any(row[i] for row in rows)]
+    return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Scores, sizes and where the report is."""
+    headings, rows = _columns(result)
     if rows:
         title = f"{result['recipe']} · {result['scale']} · seed {result['seed']}"
         print_table(headings, rows, title, "BPB nats/token tokens bytes took")
@@ -109,6 +115,8 @@ def print_result(result: Mapping[str, Any]) -> None:
             f"{sizes['total']:,} bytes (code {sizes['code']:,} + model {sizes['model']:,}), "
             f"{share:.1f} % of the cap of {sizes['cap']:,}\n"
         )
+    for line in verdicts.lines(result["audit"]):
+        sys.stdout.write(f"{line}\n")
     ran = sum(1 for line in result["stages"] if line["state"] == "ran")
     sys.stdout.write(f"{ran} of {len(result['stages'])} steps ran, the rest came from the store; run {result['run']}\n")
     if result["report"]:

@@ -19,14 +19,16 @@ def verdicts(findings: Sequence[Finding], challenge: Mapping[str, Any]) -> dict[
 
     `rules` is by the findings themselves, which take the strictest view of every figure.
     """
-    rules = {rule: verdict_of([f for f in findings if f.rule == rule]) for rule in _rules(findings, challenge)}
+    rules = worst_of_each(findings, challenge)
     policies = {name: judge(findings, policy) for name, policy in challenge["policies"].items()}
     return {"rules": rules, "policies": policies}
 
 
-def _rules(findings: Sequence[Finding], challenge: Mapping[str, Any]) -> list[str]:
-    known = list(challenge["rules"])
-    return [*known, *sorted({f.rule for f in findings} - set(known))]
+def worst_of_each(findings: Sequence[Finding], challenge: Mapping[str, Any]) -> dict[str, Verdict]:
+    """Rule -> its worst finding; a rule of the challenge at which nothing has looked is unknown."""
+    rules = [*challenge["rules"], *sorted({f.rule for f in findings} - set(challenge["rules"]))]
+    seen = {rule: [f for f in findings if f.rule == rule] for rule in rules}
+    return {rule: verdict_of(found) if found else "unknown" for rule, found in seen.items()}
 
 
 def judge(findings: Sequence[Finding], policy: Mapping[str, Any]) -> dict[str, Any]:

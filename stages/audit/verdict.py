@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.audit.finding import Finding, verdict_of
-from stages.audit.policy import verdicts, worst_outcome
+from stages.audit.finding import Finding
+from stages.audit.policy import verdicts, worst_of_each, worst_outcome
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ def verdict_table(
     """verdict.json as a value."""
     judged = {name: verdicts([*run, *each.findings], challenge) for name, each in scores.items()}
     every = [*run, *(finding for each in scores.values() for finding in each.findings)]
-    rules = [*challenge["rules"], *sorted({f.rule for f in every} - set(challenge["rules"]))]
     policies = {
         policy: worst_outcome([each["policies"][policy]["verdict"] for each in judged.values()])
         for policy in challenge["policies"]
@@ -42,7 +41,7 @@ def verdict_table(
     asked = sorted({f.evidence["ruling"] for f in every if "ruling" in f.evidence})
     return {
         "verdict": policies,
-        "rules": {rule: verdict_of([f for f in every if f.rule == rule]) for rule in rules},
+        "rules": worst_of_each(every, challenge),
         "scores": {
             name: {
                 "verdict": {policy: judged[name]["policies"][policy]["verdict"] for policy in policies},
