@@ -120,15 +120,15 @@ def river(
     for each in _to_the_scores(recipe, seed, outside, outputs):
         steps.append(each)
         yield each
-    scored = {name: protocol for name, protocol in recipe.evaluate.items() if protocol.of == "archive"}
-    if scored:
+    if scored := sorted(name for name, protocol in recipe.evaluate.items() if protocol.of == "archive"):
         yield _audit(recipe, scored, outputs, account(steps))
 
 
-def _audit(recipe: Recipe, scored: Mapping[str, StageConfig], outputs: Outputs, records: Input) -> Step:
+def _audit(recipe: Recipe, scored: Sequence[str], outputs: Outputs, records: Input) -> Step:
     """The last step: it reads what was submitted, what was scored and what is on record, and nothing reads it."""
-    config = recipe.audit.model_copy(update={"protocols": dict(scored), "challenge": challenge()})
-    parts = [("evaluate", name) for name in sorted(scored)]
+    wired = {"protocols": recipe.evaluate, "evaluate_ranks": recipe.devices.evaluate.count, "challenge": challenge()}
+    config = recipe.audit.model_copy(update=wired)
+    parts = [("evaluate", name) for name in scored]
     inputs = {
         "archive": of(outputs, "compress", "archive"),
         "bundle": of(outputs, "bundle", "bundle"),
