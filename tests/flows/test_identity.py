@@ -113,7 +113,7 @@ def test_the_components_are_those_of_the_design() -> None:
 def test_only_stages_that_declare_a_seed_or_a_device_have_one() -> None:
     found = {stage: set(parts_of(step)) for stage, step in steps(RECIPE).items()}
     assert [stage for stage, names in found.items() if "seed" in names] == ["train"]
-    assert [stage for stage, names in found.items() if "device" in names] == ["train", "quantize", "evaluate"]
+    assert [stage for stage, names in found.items() if "device" in names] == ["train", "quantize", "evaluate", "audit"]
     assert [stage for stage, names in found.items() if "part" in names] == ["tokenize", "evaluate"]
 
 

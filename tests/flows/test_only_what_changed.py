@@ -23,10 +23,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from artifacts.record import File
+from artifacts.record import File, Record
 from configs.introduced import field_names, is_group
 from configs.load import load_recipe
-from configs.recipe import Recipe
+from configs.recipe import DeviceConfig, Recipe
+from flows.account import account_of
 from flows.identity import Identity, key_of
 from flows.river import Input, Outside, Step, river
 from flows.source import bundle_source
@@ -44,6 +45,12 @@ def fixed_outputs(step: Step) -> tuple[File, ...]:
     return tuple(File(p, hashlib.sha256(f"{step.label} {p}".encode()).hexdigest(), 1) for p in paths)
 
 
+def fixed_record(step: Step) -> Record:
+    """The record of it: nothing in it depends on the tree, so that the audit's key shows the audit's own reach."""
+    key = hashlib.sha256(step.label.encode()).hexdigest()
+    return Record(step.stage, step.part, key, fixed_outputs(step), {}, {"seconds": 1.0}, {}, {"seconds": 2.0}, id=key)
+
+
 def keys(root: Path, recipe: Recipe) -> dict[str, str]:
     """Step -> key, for a source tree and a recipe."""
     return keys_of(Identity(root), bundle_source(root), recipe)
@@ -53,9 +60,11 @@ def keys_of(identity: Identity, source: Input, recipe: Recipe) -> dict[str, str]
     """Step -> key, with what was read of the tree already."""
     outside = Outside(corpus=Input("c" * 64), vocabulary=Input("d" * 64), source=source)
     outputs: dict[tuple[str, str], Any] = {}
+    records: dict[tuple[str, str], Record] = {}
     found: dict[str, str] = {}
-    for step in river(recipe, 1, outside, outputs):
+    for step in river(recipe, 1, outside, outputs, account_of(records.get)):
         outputs[step.id] = fixed_outputs(step)
+        records[step.id] = fixed_record(step)
         found[step.label] = key_of(identity.components(step))
     return found
 
@@ -72,8 +81,8 @@ def differing(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 EVALUATE = {f"evaluate[{part}]" for part in ("raw", "averaged", "roundtrip", "sliding", "ttt")}
 TOKENIZE = {"tokenize[train-00000]", "tokenize[val-00000]"}
-ACCELERATED = {"train", "quantize", *EVALUATE}
-ALL = {*TOKENIZE, *ACCELERATED, "corpus", "vocabulary", "average", "compress", "bundle", "weigh"}
+ACCELERATED = {"train", "quantize", *EVALUATE, "audit"}
+ALL = {*TOKENIZE, *ACCELERATED, "corpus", "vocabulary", "average", "compress", "bundle", "weigh", "overlap"}
 
 
 # Every field of every stage.
@@ -104,6 +113,8 @@ def candidates(declared: Any, value: Any) -> list[Any]:
         return [value * 0.5, value * 1.5, 0.5, 1.0, 3.0]
     if isinstance(value, str):
         return [*(["cuda"] if value == "cpu" else []), f"{value}x"]
+    if DeviceConfig in get_args(declared):
+        return [{"kind": "cuda", "count": 3}]
     if isinstance(value, tuple):
         return [*([list(value[:-1])] if value else []), [0], [0.5], ["x"]]
     return [{"x": 1}]
@@ -145,19 +156,24 @@ def reach(path: str, recipe: Recipe) -> set[str]:
     stage, *rest = path.split(".")
     if stage in {"name", "about", "seed", "published"} or path in {"corpus.source", "corpus.val_source"}:
         return set()  # names, claims, the default of --seed; locations, whose fingerprint is the identity
-    if path == "bundle.recipe":
+    if path in WIRED:
         return set()  # the wiring fills it in
     if path == "average.seeds":
         return {"train[seed-0]", "average", "bundle"}  # the other run is a new step
+    if path == "devices.audit":
+        return {"audit"}
     if stage == "devices":
-        return {step for step in ACCELERATED if step.startswith(rest[0])} | {"bundle"}
+        # The audit scores on the device of evaluate, one of it, and counts its ranks.
+        with_audit = {"audit"} if rest[0] == "evaluate" else set[str]()
+        return {step for step in ACCELERATED if step.startswith(rest[0])} | {"bundle"} | with_audit
     if stage == "evaluate":
         scored = recipe.evaluate[rest[0]].of == "archive"  # diagnostics on float weights are not in the packed code
-        return {f"evaluate[{rest[0]}]"} | ({"bundle"} if scored else set())
+        return {f"evaluate[{rest[0]}]", "audit"} | ({"bundle"} if scored else set())
     return {stage, "bundle"} if stage in {"train", "average", "quantize", "compress"} else {stage}
 
 
-FIELDS = [(path, declared, value) for path, declared, value in leaves(the_recipe()) if path != "bundle.recipe"]
+WIRED = {"bundle.recipe", "audit.protocols", "audit.challenge", "audit.evaluate_ranks"}  # the wiring fills them in
+FIELDS = [(path, declared, value) for path, declared, value in leaves(the_recipe()) if path not in WIRED]
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +237,7 @@ class Edit:
 COMMENT = "\n# a remark\n"
 HELPER = "\n\ndef brand_new_helper() -> int:\n    return 1\n"
 PACKED = {"bundle"}  # the packed code holds the module too
-NETWORK = {"train", *EVALUATE, *PACKED}
+NETWORK = {"train", *EVALUATE, "audit", *PACKED}
 FIELD = r"(?m)^(    log_every: )"  # a field of train's configuration, as a place to put a new one before
 NEW_FIELD = "    brand_new: {} = Field(default={}, description='New.')\n\\1"
 IN_RAISE = r"(raise \w+\(\s*f?\")"
@@ -245,7 +261,7 @@ EDITS = {
     ),
     "default of a protocol": Edit(
         "stages/evaluate/config.py",
-        {*EVALUATE, "bundle"},
+        {*EVALUATE, "bundle", "audit"},
         r"(precision: [^=]*= Field\(\s*default=)\"auto\"",
         r'\1"bfloat16"',
     ),
@@ -276,10 +292,16 @@ EDITS = {
     "helper in the network": Edit("model/gpt.py", NETWORK, append=HELPER),
     "helper of training": Edit("model/batches.py", {"train", *PACKED}, append=HELPER),
     "helper of bytes": Edit("model/bytes.py", {"vocabulary", *TOKENIZE, *NETWORK}, append=HELPER),
-    "helper of the archive": Edit("model/archive.py", {"compress", "weigh", *EVALUATE, *PACKED}, append=HELPER),
-    "the referee": Edit("model/referee.py", {*EVALUATE, *PACKED}, append=HELPER),
-    "the windows": Edit("model/windows.py", {*EVALUATE, *PACKED}, append=HELPER),
+    "helper of the archive": Edit("model/archive.py", {"compress", "weigh", *EVALUATE, "audit", *PACKED}, append=HELPER),
+    "the referee": Edit("model/referee.py", {*EVALUATE, "audit", *PACKED}, append=HELPER),
+    "the windows": Edit("model/windows.py", {*EVALUATE, "audit", *PACKED}, append=HELPER),
     "the contract": Edit("stages/contract.py", ALL, append=HELPER),
+    # The audit reruns nothing but itself.
+    "a detector": Edit("stages/audit/clocks.py", {"audit"}, append=HELPER),
+    "the verdict": Edit("stages/audit/policy.py", {"audit"}, append=HELPER),
+    "the overlap": Edit("stages/overlap/measure.py", {"overlap"}, append=HELPER),
+    "what both look for": Edit("stages/shingles.py", {"overlap", "audit"}, append=HELPER),
+    "a limit of a policy": Edit("configs/challenge.toml", {"audit"}, r"at_most = 600\.5", "at_most = 600.4"),
     # Imports inside functions: what they bring in counts, for type checkers it does not.
     "import in a function": Edit(
         "stages/average/combine.py",
@@ -309,7 +331,7 @@ def keys_apart(root: Path) -> dict[str, str]:
 def test_an_edit_reruns_exactly_its_own(what: str, tree: Path, base_keys: dict[str, str]) -> None:
     edit = EDITS[what]
     edit.apply(tree)
-    after = keys_apart(tree) if edit.path.endswith("config.py") else keys(tree, the_recipe())
+    after = keys_apart(tree) if edit.path.endswith(("config.py", ".toml")) else keys(tree, the_recipe())
     assert differing(base_keys, after) == edit.reruns
 
 

@@ -73,7 +73,7 @@ def task_states(api: str) -> dict[str, str]:
     while True:
         found = ask(api, "task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
         states = {task["name"]: task["state_name"] for task in found}
-        if time.monotonic() > deadline or (len(states) == 14 and not {"Pending", "Running"} & set(states.values())):
+        if time.monotonic() > deadline or (len(states) == 16 and not {"Pending", "Running"} & set(states.values())):
             return states
         time.sleep(0.1)
 
@@ -82,7 +82,7 @@ def test_steps_are_tasks_and_a_hit_shows_as_cached(api: str, asked: Request):
     result = run(asked)
     assert {stage["state"] for stage in result["stages"]} == {"ran"}
     first = task_states(api)
-    assert len(first) == 14
+    assert len(first) == 16
     assert set(first.values()) == {"Completed"}
     assert latest_run(api)["name"] == "toy full seed 1337"
     assert {stage["state"] for stage in run(asked)["stages"]} == {"cached"}
@@ -94,7 +94,7 @@ def test_steps_are_tasks_and_a_hit_shows_as_cached(api: str, asked: Request):
 def test_scores_sizes_and_curve_become_artifacts(api: str, asked: Request):
     result = run(asked)
     artifacts = {a["key"]: a for a in ask(api, "artifacts/latest/filter", {})}
-    assert {"fairway-scores", "fairway-bytes"} <= set(artifacts)
+    assert {"fairway-scores", "fairway-bytes", "fairway-verdict"} <= set(artifacts)
     rows = json.loads(artifacts["fairway-scores"]["data"])
     assert {row["score"]: row["bpb"] for row in rows} == {name: s["bpb"] for name, s in result["scores"].items()}
     assert result["run"] in artifacts["fairway-scores"]["description"]
@@ -102,7 +102,7 @@ def test_scores_sizes_and_curve_become_artifacts(api: str, asked: Request):
 
 def test_the_result_is_the_object_that_programs_were_promised(api: str, asked: Request):
     result = json.loads(json.dumps(run(asked)))
-    assert list(result) == ["run", "recipe", "scale", "seed", "scores", "bytes", "stages", "report"]
+    assert list(result) == ["run", "recipe", "scale", "seed", "scores", "audit", "bytes", "stages", "report"]
     assert set(result["scores"]) == {"raw", "roundtrip", "sliding"}
     assert set(result["scores"]["raw"]) == {"bpb", "nats_per_token", "tokens", "bytes", "seconds"}
     assert result["bytes"] == {"code": 10, "model": 20, "total": 30, "cap": 100}

@@ -21,7 +21,7 @@ from flows.snapshot import pack
 
 STAGES = (
     *("corpus", "vocabulary", "tokenize", "train", "average"),
-    *("quantize", "compress", "bundle", "weigh", "evaluate"),
+    *("quantize", "compress", "bundle", "weigh", "evaluate", "overlap", "audit"),
 )
 OUTSIDE = Outside(corpus=Input("c" * 64), source=Input("d" * 64))
 
@@ -129,6 +129,7 @@ ALL = [
     *("corpus", "vocabulary", "tokenize[train-00000]", "tokenize[train-00001]", "tokenize[val-00000]", "train"),
     *("average", "quantize", "compress", "bundle", "weigh"),
     *("evaluate[raw]", "evaluate[averaged]", "evaluate[roundtrip]", "evaluate[sliding]"),
+    *("overlap", "audit"),
 ]
 
 
@@ -167,6 +168,7 @@ def test_a_changed_field_runs_its_stage_and_what_is_below_depends(world: World) 
         "bundle": "run",  # it packs the recipe
         "weigh": "depends",
         **{f"evaluate[{name}]": "depends" for name in ("raw", "averaged", "roundtrip", "sliding")},
+        "audit": "depends",
     }
     assert {each.expected_s for each in planned if each.state != "cached"} == {12.5}
 
@@ -174,7 +176,7 @@ def test_a_changed_field_runs_its_stage_and_what_is_below_depends(world: World) 
 def test_what_depends_is_cached_if_the_bytes_come_out_the_same(world: World) -> None:
     world.run()
     world.use("train.muon.lr=0.5")
-    assert world.run() == ["train", "bundle"]
+    assert world.run() == ["train", "bundle", "audit"]  # it tells of the new records
 
 
 def test_what_depends_runs_if_the_bytes_differ(world: World) -> None:
@@ -183,7 +185,7 @@ def test_what_depends_runs_if_the_bytes_differ(world: World) -> None:
     contents = world.contents
     world.contents = lambda step, path: contents(step, path) + ("!" if path.startswith(("raw", "archive")) else "")
     # Raw weights differ and EMA weights do not, so the archive and all that is made of it stay.
-    assert world.run() == ["train", "bundle", "evaluate[raw]"]
+    assert world.run() == ["train", "bundle", "evaluate[raw]", "audit"]
 
 
 def test_a_stage_below_that_changes_itself_says_run(world: World) -> None:
@@ -212,7 +214,7 @@ def test_a_comment_changes_no_plan(world: World) -> None:
 def test_another_seed_has_a_history_of_its_own(world: World) -> None:
     world.run()
     assert reasons(world.plan(seed=2))["train"] == ("no record of this recipe, scale and seed",)
-    assert world.run(seed=2) == ["train"]
+    assert world.run(seed=2) == ["train", "audit"]
 
 
 def test_a_result_of_another_recipe_is_shared(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from artifacts.record import File, digest_files
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from flows.identity import components
-from flows.river import Input, Outside, Step, bundled, river
+from flows.river import Input, Outside, Step, bundled, river, told
 
 OUTSIDE = Outside(corpus=Input("c" * 64), source=Input("d" * 64))
 RECIPE = load_recipe("base11", "smoke").recipe
@@ -30,14 +31,23 @@ FILES: dict[str, tuple[File, ...]] = {
     "bundle": (file("bundle/b"),),
     "weigh": (file("sizes/s"),),
     "evaluate": (file("score/s"), file("ledger/l")),
+    "overlap": (file("overlap/o"),),
+    "audit": (file("verdict/v"),),
 }
+
+
+ACCOUNT = (file("records.json", "f"),)
+
+
+def account(steps: Sequence[Step]) -> Input:
+    return Input(digest_files(ACCOUNT), ACCOUNT, told(steps), b"{}")
 
 
 def flow(recipe: Recipe = RECIPE, **changes: tuple[File, ...]) -> dict[tuple[str, str], Step]:
     """Every step, as if each stage had made FILES."""
     outputs: dict[tuple[str, str], Any] = {}
     found: dict[tuple[str, str], Step] = {}
-    for step in river(recipe, 42, OUTSIDE, outputs):
+    for step in river(recipe, 42, OUTSIDE, outputs, account):
         made = (file(f"shards/{step.part}.bin", "e"),) if step.stage == "tokenize" else FILES[step.stage]
         outputs[step.id] = changes.get(step.stage, made)
         found[step.id] = step
@@ -48,7 +58,7 @@ def test_the_river_flows_in_the_order_of_the_design() -> None:
     order = list(dict.fromkeys(stage for stage, _ in flow()))
     assert order == [
         *("corpus", "vocabulary", "tokenize", "train", "average"),
-        *("quantize", "compress", "bundle", "weigh", "evaluate"),
+        *("quantize", "compress", "bundle", "weigh", "evaluate", "overlap", "audit"),
     ]
 
 
@@ -62,7 +72,12 @@ def test_a_new_train_shard_adds_a_part_and_leaves_the_others_and_the_scores_alon
     after = flow(corpus=(*FILES["corpus"], file("train/00002.parquet", "d")))
     assert set(after) - set(before) == {("tokenize", "train-00002")}
     changed = {step.label for id_, step in before.items() if step.inputs != after[id_].inputs}
-    assert changed == {"vocabulary", "train"}  # all of `documents` and of `shards`; val is a role of its own
+    assert changed == {
+        "vocabulary",
+        "train",
+        "overlap",
+        "audit",
+    }  # all of `documents` and of `shards`; val is a role of its own
 
 
 def test_every_step_reads_what_its_configuration_asks_for() -> None:
@@ -97,6 +112,33 @@ def test_diagnostics_read_weights_and_scores_read_the_archive() -> None:
         assert set(steps["evaluate", part].inputs) == {"archive", "tokenizer", "val"}
 
 
+def test_the_audit_reads_every_score_of_the_archive_in_a_folder_of_its_own() -> None:
+    audit = flow()["audit", ""]
+    names = [name for name, protocol in RECIPE.evaluate.items() if protocol.of == "archive"]
+    assert [f.path for f in audit.inputs["scores"].files] == [f"{name}/s" for name in sorted(names)]
+    assert [f.path for f in audit.inputs["ledgers"].files] == [f"{name}/l" for name in sorted(names)]
+    assert set(audit.config.protocols) == set(RECIPE.evaluate)
+    assert audit.config.challenge["cap_bytes"] == 16_000_000
+    assert {stage for stage, _, _ in audit.inputs["records"].origin} == {s for s, _ in flow()} - {"audit"}
+
+
+def test_nothing_is_audited_where_nothing_is_scored() -> None:
+    raw = RECIPE.model_copy(update={"evaluate": {"raw": RECIPE.evaluate["raw"]}})
+    assert ("audit", "") not in flow(raw)
+    assert ("overlap", "") not in flow(RECIPE.model_copy(update={"evaluate": {}}))
+
+
+def test_the_audit_asks_for_one_device_of_the_kind_that_scored() -> None:
+    recipe = recipe_with("devices.evaluate", {"kind": "cuda", "count": 8, "model": "H100"})
+    device = flow(recipe)["audit", ""].device
+    assert device is not None
+    assert (device.kind, device.count, device.model) == ("cuda", 1, "H100")
+    assert flow(recipe)["audit", ""].config.evaluate_ranks == 8
+    own = recipe_with("devices.audit", {"kind": "cpu", "count": 1, "threads": 4})
+    assert flow(own)["audit", ""].device == own.devices.audit
+    assert bundled(own) == bundled(RECIPE)
+
+
 def test_train_never_sees_val() -> None:
     steps = flow()
     for name in ("train", "average", "quantize", "compress", "bundle"):
@@ -111,7 +153,7 @@ def test_what_is_not_made_yet_is_unknown_below_and_known_elsewhere() -> None:
         made = (file(f"shards/{step.part}.bin", "e"),) if step.stage == "tokenize" else FILES[step.stage]
         outputs[step.id] = None if step.stage == "train" else made
         unknown += [step.label for given in step.inputs.values() if given.digest is None]
-    assert unknown == ["average", "evaluate[raw]"]  # the others read what FILES pretends that average has made
+    assert unknown == ["average", "evaluate[raw]", "audit"]  # the others read what FILES pretends that average has made
 
 
 def test_before_the_corpus_is_made_its_shards_are_one_unknown_part_each() -> None:

@@ -21,7 +21,10 @@ from stages.compress.config import Config
 
 HOOK = Path(__file__).resolve().parents[1] / "support" / "hermetic"
 RECIPE, SCALE = "base11", "smoke"
-STAGES = ("corpus", "vocabulary", "tokenize", "train", "average", "quantize", "compress", "bundle", "weigh", "evaluate")
+STAGES = (
+    *("corpus", "vocabulary", "tokenize", "train", "average", "quantize", "compress", "bundle", "weigh", "evaluate"),
+    *("overlap", "audit"),
+)
 
 
 def watched(job: Job, folder: Path, log: Path, watch: Watch, seen: Path) -> dict[str, Any]:

@@ -55,9 +55,25 @@ COPIES = {
 }
 REPORTS = {
     "evaluate": {"bpb": 1.25, "nats_per_token": 2.5, "tokens": 1000, "bytes": 3000},
+    "audit": {
+        "verdict": {"strict": "unknown", "board": "legal"},
+        "rules": {"C1": "pass", "B2": "not_applicable", "C4": "fail"},
+        "scores": {
+            name: {
+                "strict": {"verdict": "unknown", "because": ["E1: nothing has looked at it"], "not_judged": ["B2"]},
+                "board": {"verdict": "legal", "because": [], "not_judged": ["B2"]},
+            }
+            for name in ("roundtrip", "sliding")
+        },
+        "forward_tokens": 120,
+        "evaluation_forward_tokens": 1000,
+    },
     "weigh": {"code_bytes": 10, "model_bytes": 20, "total_bytes": 30, "cap_bytes": 100},
 }
-STAGES = ("corpus", "vocabulary", "tokenize", "train", "average", "quantize", "compress", "bundle", "weigh", "evaluate")
+STAGES = (
+    *("corpus", "vocabulary", "tokenize", "train", "average", "quantize", "compress", "bundle", "weigh", "evaluate"),
+    *("overlap", "audit"),
+)
 
 
 def make_tree(folder: Path) -> Path:
