@@ -159,13 +159,12 @@ def reach(path: str, recipe: Recipe) -> set[str]:
     if path in WIRED:
         return set()  # the wiring fills it in
     if path == "average.seeds":
-        return {"train[seed-0]", "average", "bundle"}  # the other run is a new step
+        return {"train[seed-0]", "average", "bundle", "audit"}  # the other run is a new step
     if path == "devices.audit":
         return {"audit"}
     if stage == "devices":
-        # The audit scores on the device of evaluate, one of it, and counts its ranks.
-        with_audit = {"audit"} if rest[0] == "evaluate" else set[str]()
-        return {step for step in ACCELERATED if step.startswith(rest[0])} | {"bundle"} | with_audit
+        # The audit scores on the device of evaluate, and is told what the others asked for.
+        return {step for step in ACCELERATED if step.startswith(rest[0])} | {"bundle", "audit"}
     if stage == "evaluate":
         scored = recipe.evaluate[rest[0]].of == "archive"  # diagnostics on float weights are not in the packed code
         return {f"evaluate[{rest[0]}]", "audit"} | ({"bundle"} if scored else set())
@@ -237,7 +236,8 @@ class Edit:
 COMMENT = "\n# a remark\n"
 HELPER = "\n\ndef brand_new_helper() -> int:\n    return 1\n"
 PACKED = {"bundle"}  # the packed code holds the module too
-NETWORK = {"train", *EVALUATE, "audit", *PACKED}
+SCORED = {*EVALUATE, "audit", *PACKED}
+NETWORK = {"train", *SCORED}
 FIELD = r"(?m)^(    log_every: )"  # a field of train's configuration, as a place to put a new one before
 NEW_FIELD = "    brand_new: {} = Field(default={}, description='New.')\n\\1"
 IN_RAISE = r"(raise \w+\(\s*f?\")"
@@ -292,9 +292,9 @@ EDITS = {
     "helper in the network": Edit("model/gpt.py", NETWORK, append=HELPER),
     "helper of training": Edit("model/batches.py", {"train", *PACKED}, append=HELPER),
     "helper of bytes": Edit("model/bytes.py", {"vocabulary", *TOKENIZE, *NETWORK}, append=HELPER),
-    "helper of the archive": Edit("model/archive.py", {"compress", "weigh", *EVALUATE, "audit", *PACKED}, append=HELPER),
-    "the referee": Edit("model/referee.py", {*EVALUATE, "audit", *PACKED}, append=HELPER),
-    "the windows": Edit("model/windows.py", {*EVALUATE, "audit", *PACKED}, append=HELPER),
+    "helper of the archive": Edit("model/archive.py", {"compress", "weigh", *SCORED}, append=HELPER),
+    "the referee": Edit("model/referee.py", SCORED, append=HELPER),
+    "the windows": Edit("model/windows.py", SCORED, append=HELPER),
     "the contract": Edit("stages/contract.py", ALL, append=HELPER),
     # The audit reruns nothing but itself.
     "a detector": Edit("stages/audit/clocks.py", {"audit"}, append=HELPER),

@@ -72,12 +72,8 @@ def test_a_new_train_shard_adds_a_part_and_leaves_the_others_and_the_scores_alon
     after = flow(corpus=(*FILES["corpus"], file("train/00002.parquet", "d")))
     assert set(after) - set(before) == {("tokenize", "train-00002")}
     changed = {step.label for id_, step in before.items() if step.inputs != after[id_].inputs}
-    assert changed == {
-        "vocabulary",
-        "train",
-        "overlap",
-        "audit",
-    }  # all of `documents` and of `shards`; val is a role of its own
+    # All of `documents` and of `shards`, and the account; val is a role of its own.
+    assert changed == {"vocabulary", "train", "overlap", "audit"}
 
 
 def test_every_step_reads_what_its_configuration_asks_for() -> None:
