@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.audit import child
 from stages.audit.state import State
 from stages.audit.subject import Scorer
 from stages.audit.wire import WireError, receive, send
@@ -60,7 +61,7 @@ class ScorerProcess:
         self._log = scratch / "scorer.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "stages.audit.child"],
+                [sys.executable, "-m", child.__name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -149,7 +149,7 @@ def test_run_prints_one_object_with_json_and_shows_progress_elsewhere(fairway: S
 
 def test_a_second_run_is_cached_and_prints_scores_sizes_and_run(finished: Shell):
     done = finished("run", "toy.toml")
-    assert "0 of 14 steps ran" in done.stdout
+    assert "0 of 16 steps ran" in done.stdout
     assert re.search(r"roundtrip\t1\.2500\t2\.5000\t1,000\t3,000", done.stdout)
     assert "30 bytes (code 10 + model 20), 30.0 % of the cap of 100" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
@@ -157,7 +157,7 @@ def test_a_second_run_is_cached_and_prints_scores_sizes_and_run(finished: Shell)
 
 def test_without_a_server_a_run_starts_its_own_and_leaves_none(finished: Shell):
     del finished.environment["PREFECT_API_URL"]
-    assert "0 of 14 steps ran" in finished("run", "toy.toml").stdout
+    assert "0 of 16 steps ran" in finished("run", "toy.toml").stdout
     assert not [line for line in processes_with("prefect.server.api.server") if str(finished.folder) in line]
 
 
@@ -288,7 +288,7 @@ def test_a_rejected_artifact_and_what_came_from_it_runs_again(finished: Shell):
     rejected = finished.json("artifacts", "reject", "toy/full/1337/quantize", "--reason", "wrong scale")["rejected"]
     assert {each["artifact"] for each in rejected} >= {"quantize", "compress", "weigh", "evaluate[sliding]"}
     ran = {s["stage"] for s in finished.json("run", "toy.toml")["stages"] if s["state"] == "ran"}
-    assert ran == {"quantize", "compress", "weigh", "evaluate"}
+    assert ran == {"quantize", "compress", "weigh", "evaluate", "audit"}
 
 
 def test_verify_finds_a_flipped_byte_and_rebuild_compares_bytes(finished: Shell):
@@ -320,7 +320,7 @@ def test_gc_says_what_would_go_and_goes_only_when_told(finished: Shell):
     would = finished.json("artifacts", "gc", "--grace-days", "0")
     assert would["dry_run"]
     assert would["stages"]["train"] == 1
-    assert len(finished.json("artifacts", "ls")["artifacts"]) == 14
+    assert len(finished.json("artifacts", "ls")["artifacts"]) == 16
     finished("artifacts", "gc", "--grace-days", "0", "--yes")
     assert finished.json("artifacts", "ls")["artifacts"] == []
     assert finished.json("artifacts", "du")["stages"] == {}

@@ -68,7 +68,7 @@ def test_sets_of_equal_seeds_differ_by_fields_pairs_and_the_stages_below_the_cha
     assert stages["compress"]["why"] == ["inputs: quantized changed"]
     assert [name for name, stage in stages.items() if stage["equal"]] == [
         "corpus", "vocabulary", "tokenize[train-00000]", "tokenize[train-00001]", "tokenize[val-00000]", "train",
-        "average", "evaluate[raw]",
+        "average", "evaluate[raw]", "overlap",
     ]  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def test_a_table_for_programs_is_tab_separated(capsys: pytest.CaptureFixture[str
 def test_marks_are_shown_beside_their_score(capsys: pytest.CaptureFixture[str]):
     score = {"bpb": 1.5, "nats_per_token": 2.0, "tokens": 10, "bytes": 30, "seconds": 1.0}
     result = {
-        "run": "r", "recipe": "q", "scale": "smoke", "seed": 1, "bytes": {}, "stages": [], "report": None,
+        "run": "r", "recipe": "q", "scale": "smoke", "seed": 1, "bytes": {}, "stages": [], "report": None, "audit": {},
         "scores": {"raw": score, "ttt": {**score, "marks": ["partial"]}},
     }  # fmt: skip
     show.print_result(json.loads(json.dumps(result)))

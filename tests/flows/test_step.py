@@ -56,7 +56,7 @@ def records(folder: Path) -> dict[str, bytes]:
 def test_every_step_of_a_first_run_runs(tree: Path, tmp_path: Path):
     first = run_toy(request(tmp_path, tree))
     assert set(states(first).values()) == {"ran"}
-    assert len(first) == 14
+    assert len(first) == 16
 
 
 def test_a_second_run_starts_no_process_and_leaves_the_records_untouched(finished: Path, tmp_path: Path):
@@ -71,20 +71,21 @@ def test_a_second_run_starts_no_process_and_leaves_the_records_untouched(finishe
 
 def test_a_changed_field_runs_its_stage_and_what_reads_its_output(finished: Path, tmp_path: Path):
     again = run_toy(request(tmp_path, finished, overrides=("compress.level=3",)))
-    assert ran(again) == ["compress", "bundle", "weigh", "evaluate[roundtrip]", "evaluate[sliding]"]
+    assert ran(again) == ["compress", "bundle", "weigh", "evaluate[roundtrip]", "evaluate[sliding]", "audit"]
 
 
 def test_another_seed_shares_everything_above_training(tree: Path, tmp_path: Path):
     run_toy(request(tmp_path, tree, seed=1))
     again = run_toy(request(tmp_path, tree, seed=2))
     assert {label for label, state in states(again).items() if state == "cached"} == {
-        "corpus", "vocabulary", "tokenize[train-00000]", "tokenize[train-00001]", "tokenize[val-00000]", "bundle"
+        "corpus", "vocabulary", "tokenize[train-00000]", "tokenize[train-00001]", "tokenize[val-00000]", "bundle",
+        "overlap",
     }  # fmt: skip
 
 
 def test_edited_code_runs_its_stage_only_if_its_output_is_the_same(finished: Path, tmp_path: Path):
     behave(finished, "average", "time.sleep(0)")
-    assert ran(run_toy(request(tmp_path, finished))) == ["average"]
+    assert ran(run_toy(request(tmp_path, finished))) == ["average", "audit"]  # which is told of the new record
 
 
 def test_until_stops_after_a_stage_and_from_takes_what_is_above(tree: Path, tmp_path: Path):
@@ -245,7 +246,7 @@ def test_a_flipped_byte_in_a_record_makes_its_stage_run_again(finished: Path, tm
     raw[200] ^= 1
     path.write_bytes(raw)
     again = run_toy(request(tmp_path, finished))
-    assert ran(again) == ["average"]
+    assert ran(again) == ["average", "audit"]
     # The name's first version still points to the record that was set aside.
     assert {finding.kind for finding in Store.open(tmp_path / "store").verify()} <= {"dangling name"}
 
