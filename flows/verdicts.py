@@ -56,7 +56,7 @@ def lines(audit: Table) -> list[str]:
     for protocol, policies in audit["scores"].items():
         for policy, each in policies.items():
             for reason in each["because"]:
-                reasons.setdefault(reason, {}).setdefault(protocol, []).append(policy)
+                reasons.setdefault(reason.strip(), {}).setdefault(protocol, []).append(policy)
     every, policies = set(audit["scores"]), list(audit["verdict"])
     for reason, about in reasons.items():
         where = [] if set(about) == every else sorted(about)

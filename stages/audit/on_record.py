@@ -78,9 +78,26 @@ def audit_score(
     findings = [
         check_counted_bytes(tokenizer, stream.read(0, once["tokens"] + 1), once["tokens"], once["bytes"]),
         *check_score(score, challenge["fingerprint"]),
+        check_whole_split(score),
         check_score_files(score, ledger, step),
     ]
     return [*findings, check_evaluation_clock(step, challenge)] if step is not None else findings
+
+
+def check_whole_split(score: Mapping[str, Any]) -> Finding:
+    """E1: how much of the stream the score is of. A partial one shows form and no coverage, so it is never legal."""
+    targets, all_targets = score.get("each_target_once", score)["tokens"], score["stream_tokens"] - 1
+    evidence = {"targets": targets, "stream_targets": all_targets}
+    if "partial" in score["marks"]:
+        says = f"a partial score, {targets:,} of {all_targets:,} targets: it shows form, not the whole split"
+        return Finding(rule="E1", detector="T8", verdict="unknown", says=says, evidence=evidence)
+    left = all_targets - targets
+    if left >= score["context_tokens"]:
+        says = f"{left:,} targets of the stream are not in the score, more than the last row may hold"
+        return Finding(rule="E1", detector="T8", verdict="fail", says=says, evidence=evidence)
+    tail = f", all but the {left:,} after the last whole row" if left else ""
+    says = f"the score is of {targets:,} of {all_targets:,} targets{tail}"
+    return Finding(rule="E1", detector="T8", verdict="pass", says=says, evidence=evidence)
 
 
 def sample_documents(tokens: np.ndarray, bos: int, count: int = DOCUMENTS) -> list[list[int]]:

@@ -14,6 +14,7 @@ from stages.audit.account import Account
 from stages.audit.clocks import check_evaluation_clock, check_training_clock
 from stages.audit.disjoint import check_overlap
 from stages.audit.identity import check_identity, check_lineage, check_log_names_code, check_score_files, role_digest
+from stages.audit.on_record import check_whole_split
 from stages.audit.policy import judge
 from stages.audit.sizes import check_published_sizes, check_sizes
 from stages.contract import StageError
@@ -240,6 +241,23 @@ def test_a_log_names_the_code_that_it_is_of():
     assert check_log_names_code(f"{code.decode()}\nstep 1", code).verdict == "pass"
     assert check_log_names_code(f"{other.decode()}\nstep 1", code).verdict == "fail"
     assert check_log_names_code("step 1", code).verdict == "unknown"
+
+
+def score_of(targets: int, stream: int, *marks: str) -> dict[str, Any]:
+    return {"tokens": targets, "stream_tokens": stream, "context_tokens": 64, "marks": list(marks)}
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"),
+    [
+        (score_of(999, 1000), "pass"),
+        (score_of(960, 1000, "partial_row_dropped"), "pass"),
+        (score_of(500, 1000, "partial"), "unknown"),
+        (score_of(500, 1000), "fail"),
+    ],
+)
+def test_a_score_is_of_the_whole_split_or_says_that_it_is_not(score: dict[str, Any], verdict: str):
+    assert check_whole_split(score).verdict == verdict
 
 
 def overlap(found: int, rate: float) -> dict[str, Any]:
