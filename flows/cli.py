@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     _add_artifacts(commands)
     _add_submit(commands)
     _add_score(commands)
+    _add_audit(commands)
     for name, text in (("recipes", "list the built-in recipes"), ("doctor", "check this installation")):
         _common(commands.add_parser(name, help=text, description=text))
     add_server(commands, _common)
@@ -93,6 +94,15 @@ def _common(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("--store", default=".fairway", help="path or URL of the store (default: .fairway)")
     command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return command
+
+
+def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    audit = _common(commands.add_parser("audit", help="which rules a score breaks, with evidence"))
+    audit.add_argument("--deep", action="store_true", help="ask more than a quick audit does")
+    audit.add_argument(
+        "--fixtures", action="store_true", required=True,
+        help="audit submissions that are known to cheat and others that do not; exit code 1 if one is misjudged",
+    )  # fmt: skip
 
 
 def _recipe_arguments(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -272,6 +282,8 @@ def _more(name: str) -> Command:
     """The same, of what comes after a run."""
     if name in ("seeds", "sweep", "compare", "board"):
         command = _of_many_runs(name)
+    elif name == "audit":
+        from flows.commands.audit_fixtures import audit_fixtures as command
     elif name == "artifacts":
         from flows.commands.artifacts import artifacts as command
     elif name == "score":
