@@ -16,9 +16,7 @@ from stages.audit.fixtures.catalogue import FIXTURES
 
 def rows(found: dict[str, list[Finding]]):
     """What `run` would return if the audit had found this."""
-    return lambda workshop, **_: [
-        table.Row(fixture, tuple(found.get(fixture.name, ())), 0.1) for fixture in FIXTURES
-    ]
+    return lambda workshop, **_: [table.Row(fixture, tuple(found.get(fixture.name, ())), 0.1) for fixture in FIXTURES]
 
 
 def as_expected() -> dict[str, list[Finding]]:
