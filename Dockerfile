@@ -33,6 +33,11 @@ WORKDIR /store
 ENTRYPOINT ["fairway"]
 CMD ["run", "quickstart"]
 
+# What a Docker or Kubernetes pool starts for each stage: the command comes from the deployment.
+FROM cuda AS job
+ENTRYPOINT []
+CMD []
+
 # The last target is what `docker build .` makes.
 FROM packages-cpu AS cpu
 COPY --chown=fairway . .
