@@ -224,7 +224,17 @@ def _add_artifacts(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_submit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    submit = _common(commands.add_parser("submit", help="a records folder of the challenge: check one"))
+    submit = _common(commands.add_parser("submit", help="a records folder of the challenge: write one, or check one"))
+    submit.add_argument("what", nargs="*", metavar="SET|RUN", help="a set of seeds, or the ids of finished runs")
+    submit.add_argument("--out", default="", metavar="DIR", help="write DIR/YYYY-MM-DD_Name")
+    submit.add_argument("--name", default="", help="of the submission (default: recipe and protocol)")
+    submit.add_argument("--author", default="", help="your name")
+    submit.add_argument("--github-id", default="", help="your GitHub id")
+    submit.add_argument(
+        "--track", choices=("record", "non-record"), default="non-record", help="record refuses what breaks its rules"
+    )
+    submit.add_argument("--protocol", default="", help="the headline (default: the set's, or the recipe's last)")
+    submit.add_argument("--archives", action="store_true", help="ship the archives too")
     submit.add_argument("--check", default="", metavar="DIR", help="check a records folder, anybody's; writes nothing")
     submit.add_argument(
         "--policy", choices=("strict", "board"), default="strict", help="what --check's exit code goes by"

@@ -34,6 +34,7 @@ def _check_clocks(folder: Folder, rules: Rules) -> Iterator[Finding]:
 def _seconds(each: Evidence, score: Score | None) -> float | None:
     """How long a score took: the line with all its digits may leave that to the rounded line before it."""
     took = [other.seconds for other in each.run.final_scores if score and _says(other, score)]
+    took.append(each.run.eval_times_s.get(score.name) if score else None)
     return max((seconds for seconds in took if seconds is not None), default=None)
 
 
@@ -86,8 +87,9 @@ def fingerprints(folder: Folder, rules: Rules) -> list[dict[str, Any]]:
     """One row per claimed score (or, where none is claimed, final score) whose denominator can be told."""
     rows: list[dict[str, Any]] = []
     for each in backing_runs(folder):
-        tokens = each.run.val_tokens
         score = _most_digits(each, claimed_score(folder, each))
+        told = each.run.targets.get(score.name) if score else None
+        tokens = told[0] if told else each.run.val_tokens
         if tokens is None or score is None or score.decimals < 3:
             continue
         implied = implied_bytes(float(score.val_loss), float(score.val_bpb), tokens)

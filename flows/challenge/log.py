@@ -42,6 +42,11 @@ class Score:
     diagnostic: bool
 
     @property
+    def name(self) -> str:
+        """The label without what says how it is printed: `ttt` of `final_ttt_exact`."""
+        return self.label.removeprefix("final_").removesuffix("_exact")
+
+    @property
     def decimals(self) -> int:
         """Digits after the point that both numbers have."""
         return min(decimals(self.val_loss), decimals(self.val_bpb))
@@ -64,6 +69,8 @@ class LogRun:
     model_bytes: int | None = None
     total_bytes: int | None = None
     code_sha256: str | None = None
+    targets: dict[str, tuple[int, int]] = field(default_factory=dict)  # score -> targets and bytes, where they are told
+    eval_times_s: dict[str, float] = field(default_factory=dict)  # score -> seconds, on a line of their own
     scores: list[Score] = field(default_factory=list)
 
     @property
@@ -218,6 +225,14 @@ def _sha256(run: LogRun, match: re.Match[str]) -> None:
     run.code_sha256 = match[1].lower()
 
 
+def _sums(run: LogRun, match: re.Match[str]) -> None:
+    run.targets[match[1]] = int(match[2]), int(match[3])
+
+
+def _eval_time(run: LogRun, match: re.Match[str]) -> None:
+    run.eval_times_s[match[1]] = int(match[2]) / 1000
+
+
 # Pattern, what to note of it, and whether it stands at the beginning of a run or at least before its scores.
 _FACTS: Sequence[tuple[str, Callable[[LogRun, re.Match[str]], None], bool]] = (
     (r"(?:^|\s)(?:seed|s)\s*[:=]\s*(\d+)$", _keep("seed"), True),
@@ -241,5 +256,8 @@ _FACTS: Sequence[tuple[str, Callable[[LogRun, re.Match[str]], None], bool]] = (
     (r"\bcollected \d+ hessians in ([\d.]+)s", _after, True),
     (r"^artifact_production_wallclock:\s*([\d.]+)s", _seconds("production_s"), False),
     (r"^total_eval_time:\s*([\d.]+)s", _seconds("eval_s"), False),
-    (r"^code_sha256[:=]\s*([0-9a-f]{64})\b", _sha256, True),
+    (r"^(?:code_sha256[:=]|train_gpt\.py sha256:)\s*([0-9a-f]{64})\b", _sha256, True),
+    (r"^Serialized model:\s*(\d+) bytes sha256:", _model, True),
+    (r"^final_(\S+)_sums nats:\S+ targets:(\d+) bytes:(\d+)", _sums, False),
+    (r"^final_(\S+) eval_time:(\d+)ms$", _eval_time, False),
 )

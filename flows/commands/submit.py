@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from artifacts.store import Store
 from flows.tables import print_json, print_table
 from stages.contract import StageError
 
@@ -15,10 +16,37 @@ FOUND_FAULTS = 1
 
 
 def submit(arguments: argparse.Namespace) -> int:
-    """Check a records folder."""
-    if arguments.check:
-        return _check(arguments)
-    raise StageError("submit needs --check DIR")
+    """Write a records folder from finished runs, or check one."""
+    if bool(arguments.check) == bool(arguments.what):
+        raise StageError(
+            "submit writes a records folder from a set of seeds or from runs, or checks one; got "
+            f"{'both' if arguments.what else 'neither'}; give SET|RUN... --out DIR, or --check DIR"
+        )
+    return _check(arguments) if arguments.check else _write(arguments)
+
+
+def _write(arguments: argparse.Namespace) -> int:
+    from flows.submission.claims import Author
+    from flows.submission.write import write_submission
+
+    if not arguments.out:
+        raise StageError("submit writes into a folder; got none; give --out DIR")
+    by = Author(arguments.name, arguments.author, arguments.github_id, arguments.track)
+    written = write_submission(
+        Store.open(arguments.store),
+        arguments.what,
+        Path(arguments.out),
+        by,
+        protocol=arguments.protocol,
+        archives=arguments.archives,
+    )
+    if arguments.json:
+        print_json({"folder": str(written.path), **written.report.to_dict()})
+        return 0
+    for finding in written.report.findings:
+        sys.stderr.write(f"{finding.level}: {finding.text}\n")
+    sys.stdout.write(f"{written.path}\n")
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
