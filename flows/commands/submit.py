@@ -41,7 +41,7 @@ def _write(arguments: argparse.Namespace) -> int:
         archives=arguments.archives,
     )
     if arguments.json:
-        print_json({"folder": str(written.path), **written.report.to_dict()})
+        print_json({"written": str(written.path), "check": written.report.to_dict()})
         return 0
     for finding in written.report.findings:
         sys.stderr.write(f"{finding.level}: {finding.text}\n")

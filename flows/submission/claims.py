@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.submission.collect import Seed, Submission
+from flows.submission.fitness import unfit_for_the_record
 
 DIGITS = 8  # of scores, as the challenge's logs have them
 TRACKS = {"record": "10min_16mb", "non-record": "non_record_16mb"}
@@ -30,7 +31,7 @@ def claims(submission: Submission, by: Author, files: Mapping[int, Mapping[str, 
     nats = [_headline(submission, each)["nats_per_token"] for each in submission.seeds]
     largest = max(submission.seeds, key=lambda each: each.report("weigh")["total_bytes"]).report("weigh")
     provenance = submission.first.records["train", ""].provenance
-    over = submission.total_bytes - submission.cap_bytes
+    unfit = unfit_for_the_record(submission)
     return {
         "author": by.author,
         "github_id": by.github_id,
@@ -47,7 +48,7 @@ def claims(submission: Submission, by: Author, files: Mapping[int, Mapping[str, 
         "bytes_total": largest["total_bytes"],
         "bytes_code": largest["code_bytes"],
         "bytes_model": largest["model_bytes"],
-        **({"non_record_reason": f"over the cap by {over:,} bytes"} if over > 0 else {}),
+        **({"non_record_reason": "; ".join(unfit)} if unfit else {}),
         "eval_method": submission.protocol,
         "marks": sorted({mark for each in submission.seeds for mark in _headline(submission, each)["marks"]}),
         "rules_broken": rules_broken(submission),

@@ -6,22 +6,22 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts.store import Store
-from configs.load import challenge
 from flows.challenge.check import check_folder
 from flows.challenge.findings import Report
-from flows.submission.claims import Author, claims, date, requirements, rules_broken, title
+from flows.submission.claims import Author, claims, date, requirements, title
 from flows.submission.collect import Submission, collect
+from flows.submission.fitness import unfit_for_the_record
 from flows.submission.log import write_log
 from flows.submission.readme import write_readme
 from stages.contract import StageError
 
-_AT_HOME = ("partial", "partial_row_dropped")  # marks of scores that are not of the whole validation set
+_LIMITS = ("B1", "B2", "B3", "E2")  # size, clocks, and the text that was scored
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def write_submission(
         folder.mkdir()
         _fill(folder, submission, by, Path(scratch) / "verified", archives)
         report = check_folder(folder)
-        _refuse_faulty(report, by, over=submission.total_bytes > submission.cap_bytes)
+        _refuse_faulty(report, by)
         folder.rename(out / name)
     return Written(out / name, report)
 
@@ -83,42 +83,15 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _refuse_unfit(submission: Submission, by: Author) -> None:
     """What keeps a submission out of its track, all of it."""
-    faults = list(_faults(submission)) if by.track == "record" else []
-    if faults:
+    faults = unfit_for_the_record(submission)
+    if faults and by.track == "record":
         lines = "".join(f"\n  - {fault}" for fault in faults)
         raise StageError(f"this is no submission for the record track:{lines}\nMark it with --track non-record.")
 
 
-def _faults(submission: Submission) -> Iterator[str]:
-    rules = challenge()
-    wanted = rules["submission"]["seeds"]
-    if len(submission.seeds) < wanted:
-        yield f"a row needs {wanted} seeds; there are {len(submission.seeds)}"
-    for each in submission.seeds:
-        total, cap = each.report("weigh")["total_bytes"], submission.cap_bytes
-        if total > cap:
-            yield f"seed {each.seed}: {total:,} bytes of {cap:,}"
-        train_s = each.report("train")["seconds"]
-        if train_s > rules["train_seconds"] + rules["submission"]["step_overrun_seconds"]:
-            yield f"seed {each.seed}: trained for {train_s:.1f} s of {rules['train_seconds']}"
-        eval_s = each.records["evaluate", submission.protocol].provenance["seconds"]
-        if eval_s > rules["evaluate_seconds"]:
-            yield f"seed {each.seed}: evaluated for {eval_s:.1f} s of {rules['evaluate_seconds']}"
-        verdict = (each.verdict or {}).get("verdict", {}).get("board")
-        if verdict == "not_legal":
-            yield f"seed {each.seed}: the audit found it not legal"
-    marks = {mark for each in submission.seeds for mark in each.scores[submission.protocol]["marks"]}
-    if partial := marks.intersection(_AT_HOME):
-        yield f"the score is not of the whole validation set: {', '.join(sorted(partial))}"
-    if broken := rules_broken(submission):
-        yield f"protocol {submission.protocol} breaks {', '.join(broken)}"
-    if submission.recipe.devices.train.kind != rules["device"]["kind"]:
-        yield f"the track is for {rules['hardware']}; this was trained on {submission.recipe.devices.train.kind}"
-
-
-def _refuse_faulty(report: Report, by: Author, over: bool) -> None:
-    """What the check of the finished folder finds; a submission outside the track may be over the cap, and says so."""
-    allowed = {"B1"} if by.track == "non-record" and over else set()
+def _refuse_faulty(report: Report, by: Author) -> None:
+    """What the check of the finished folder finds. Outside the record track limits may be passed; it says so."""
+    allowed = _LIMITS if by.track == "non-record" else ()
     faults = [each for each in report.findings if each.level == "error" and each.rule not in allowed]
     if faults:
         lines = "".join(f"\n  - {each.text}" for each in faults)
