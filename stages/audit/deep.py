@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from model.windows import Windows
+from stages.audit import rescore
 from stages.audit.closed_world import CannotTrace, Seen, traced
 from stages.audit.finding import Finding, Verdict
 from stages.audit.records import LedgerFile
@@ -90,7 +91,7 @@ class ClosedFolder:
             json.dumps({"protocol": dict(protocol), "targets": targets, "device": asdict(self.device)}),
             encoding="utf-8",
         )
-        return [sys.executable, "-m", "stages.audit.rescore", str(job), str(out)], out
+        return [sys.executable, "-m", rescore.__name__, str(job), str(out)], out
 
 
 def audit_deeply(

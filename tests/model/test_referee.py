@@ -345,3 +345,31 @@ def test_sampled_rows_are_the_logits_of_their_targets():
     assert 200 < len(referee.ledger.rows) <= 256
     for target, row in referee.ledger.rows.items():
         np.testing.assert_array_equal(row, logits_for(target, 1)[0])
+
+
+def test_a_ledger_tells_what_was_scored_and_revealed_in_time_order():
+    referee = make(context=16, stride=4, chunk=96)
+    play(referee)
+    events = referee.ledger.events
+    assert [(event.kind, event.lo, event.hi) for event in events] == [
+        ("score", 0, 96), ("reveal", 0, 96), ("score", 96, 192), ("reveal", 96, 192), ("score", 192, 200),
+        ("reveal", 192, 200),
+    ]  # fmt: skip
+    assert events[-2].sha256 == referee.ledger.sha256
+    assert len({event.sha256 for event in events if event.kind == "score"}) == 3
+
+
+def test_a_ledger_tells_of_second_scores_and_of_what_was_exposed():
+    referee = make(context=16, stride=4, tail=True)
+    referee.exception("C3", "for a test")
+    play(referee)
+    kinds = [(event.kind, event.lo, event.hi) for event in referee.ledger.events]
+    assert kinds == [("expose", 0, 200), ("score", 0, 200), *[("again", 196, 200)] * 3, ("reveal", 0, 200)]
+
+
+def test_the_head_of_a_ledger_keeps_prices_as_they_are(monkeypatch):
+    monkeypatch.setattr("model.ledger.HEAD_TARGETS", 90)
+    referee = make(context=16, stride=4, chunk=48)
+    play(referee)
+    assert referee.ledger.head_N2.shape == (90, 2)
+    np.testing.assert_allclose(referee.ledger.head_N2[:, 0], expected_nll()[:90], rtol=1e-6)
