@@ -22,6 +22,7 @@ import sentencepiece
 from artifacts.digest import hash_file
 from artifacts.record import File, digest_files
 from configs.load import Loaded, load_recipe
+from flows import verdicts
 from flows.launch import Interrupted
 from flows.prepare import Prepared, Request, prepare
 from flows.river import Input, Step, StepId, of, river
@@ -36,7 +37,6 @@ from stages.contract import StageError
 from stages.urls import filesystem
 
 FILES = {"archive": "archive.fwy", "weights": "weights.safetensors"}  # the names that `evaluate` opens
-NOT_AUDITED = "not audited"
 _MAKERS = {  # the outputs that such a file may be
     "archive": (("compress", "archive"),),
     "weights": (("average", "weights"), ("train", "raw"), ("train", "ema")),
@@ -119,7 +119,11 @@ def score(given: Given, question: Question, tell: Callable[[Event], None] = lamb
             prepared.session.packed = Packed(folder, (given.file,))
             outcomes = _flow(given, prepared)
             why = _rejected(given, prepared.session)
-            scores = {o.step.part: _score(o, why) for o in outcomes if o.step.stage == "evaluate"}
+            scores = {
+                o.step.part: _score(o, why, _audited(prepared.session, o))
+                for o in outcomes
+                if o.step.stage == "evaluate"
+            }
             prepared.session.run.finish("completed", scores=scores)
             return _result(given, question, prepared.session, scores)
 
@@ -270,15 +274,28 @@ def _same_vocabulary(given: Given, report: Mapping[str, Any]) -> None:
         )
 
 
-def _score(outcome: Outcome, rejected: str) -> dict[str, Any]:
+def _audited(session: Session, outcome: Outcome) -> str:
+    """What the latest audit here made of this very score, if there is one."""
+    found: tuple[str, Mapping[str, Any]] = ("", {})
+    for stage, key in session.store.records("audit"):
+        record = session.store.get(stage, key)
+        if record is not None and any(each["record"] == outcome.record.id for each in record.producers()):
+            found = max(
+                found, (record.provenance["published"], verdicts.summary(record.report)), key=lambda one: one[0]
+            )
+    return verdicts.mark(found[1], outcome.step.part) or "not audited"
+
+
+def _score(outcome: Outcome, rejected: str, audited: str) -> dict[str, Any]:
     report = outcome.record.report
     broken = sorted(set(report["rules_broken"]))
     verdict = [f"rejected: {rejected}"] if rejected else []
     verdict += [f"breaks {' '.join(broken)}"] if broken else []
+    verdict.append(audited)
     return {
         **{name: report[name] for name in ("bpb", "nats_per_token", "tokens", "bytes", "marks")},
         "rules_broken": broken,
-        "verdict": "; ".join([*verdict, NOT_AUDITED]),
+        "verdict": "; ".join(verdict),
         "record": f"evaluate/{outcome.record.key}",
         "state": outcome.state,
         "seconds": outcome.record.provenance.get("seconds"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,15 +135,24 @@ def _compliance(submission: Submission, files: Mapping[int, Mapping[str, str]]) 
     """Per rule, what each seed's evidence says and where it stands. No audit, no verdict."""
     logs = [files[each.seed]["log"] for each in submission.seeds]
     found: dict[str, Any] = {"size, training and evaluation time": {"evidence": logs}}
-    audited = [each for each in submission.seeds if each.verdict is not None]
-    if not audited:
+    judged = {each.seed: said for each in submission.seeds if (said := each.judged(submission.protocol))}
+    if not judged:
         return {**found, "rules": {"verdict": "not audited", "evidence": []}}
-    evidence = [files[each.seed]["audit"] for each in audited]
-    for rule in audited[0].verdict["rules"] if audited[0].verdict else ():
-        verdicts = sorted({str(each.verdict["rules"].get(rule)) for each in audited if each.verdict})
-        found[rule] = {"verdict": ", ".join(verdicts), "evidence": evidence}
-    unaudited = [each.seed for each in submission.seeds if each.verdict is None]
+    evidence = [files[seed]["audit"] for seed in judged]
+    for policy in next(iter(judged.values()))["verdict"]:
+        found[f"policy {policy}"] = {
+            "verdict": _agreed(s["verdict"][policy] for s in judged.values()),
+            "evidence": evidence,
+        }
+    for rule in next(iter(judged.values()))["rules"]:
+        found[rule] = {"verdict": _agreed(s["rules"][rule] for s in judged.values()), "evidence": evidence}
+    unaudited = [each.seed for each in submission.seeds if each.seed not in judged]
     return {**found, **({"not audited": {"seeds": unaudited}} if unaudited else {})}
+
+
+def _agreed(verdicts: Iterable[str]) -> str:
+    """One word where all seeds have the same verdict."""
+    return ", ".join(sorted(set(verdicts)))
 
 
 def _told(attempt: Mapping[str, Any], protocol: str) -> dict[str, Any]:

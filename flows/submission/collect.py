@@ -34,11 +34,15 @@ class Seed:
     records: Records
     scores: Mapping[str, Mapping[str, Any]]  # score.json of every protocol of the archive
     curve: Sequence[Mapping[str, Any]]
-    verdict: Mapping[str, Any] | None  # verdict.json of the audit; None: not audited
+    verdict: Mapping[str, Any] | None  # verdict.json of the audit, of all scores; None: not audited
 
     def report(self, stage: str, part: str = "") -> Mapping[str, Any]:
         """What a stage reported."""
         return self.records[stage, part].report
+
+    def judged(self, protocol: str) -> Mapping[str, Any] | None:
+        """{"verdict": {policy: outcome}, "rules": {rule: verdict}, "policies": ...} of one score; None: not audited."""
+        return self.verdict["scores"].get(protocol) if self.verdict else None
 
     def seconds(self, *stages: str) -> float:
         """The wall clock of the stages' processes, start to end."""

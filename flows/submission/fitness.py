@@ -42,5 +42,7 @@ def _limits(submission: Submission, seed: Seed, rules: Mapping[str, Any]) -> Ite
     eval_s = seed.records["evaluate", submission.protocol].provenance["seconds"]
     if eval_s > rules["evaluate_seconds"]:
         yield f"evaluated for {eval_s:.1f} s of {rules['evaluate_seconds']}"
-    if ((seed.verdict or {}).get("verdict") or {}).get("board") == "not_legal":
-        yield "the audit found it not legal"
+    judged = seed.judged(submission.protocol)
+    if judged and judged["verdict"].get("board") == "not_legal":
+        because = "; ".join(judged["policies"]["board"]["because"])
+        yield f"the audit found it not legal ({because})"

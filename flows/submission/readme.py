@@ -82,24 +82,36 @@ def _number(value: float | None) -> str:
 
 
 def _legality(submission: Submission, claims: Mapping[str, Any], files: Mapping[int, Mapping[str, str]]) -> str:
-    audited = [each for each in submission.seeds if each.verdict is not None]
-    if not audited:
+    judged = {each.seed: said for each in submission.seeds if (said := each.judged(submission.protocol))}
+    if not judged:
         return (
             "Not audited. The referee that owned the validation tokens scored each target once and in order and "
             "normalised the logits itself; causality inside a window was not tested."
         )
-    judged = sorted({policy for each in audited if each.verdict for policy in each.verdict["verdict"]})
+    policies = list(next(iter(judged.values()))["verdict"])
     rows = [
-        [each.seed, *(each.verdict["verdict"].get(policy, "") for policy in judged), f"`{files[each.seed]['audit']}`"]
-        for each in audited
-        if each.verdict
+        [seed, *(said["verdict"][policy].replace("_", " ") for policy in policies), f"`{files[seed]['audit']}`"]
+        for seed, said in judged.items()
     ]
     rules = [
         [rule, said["verdict"], ", ".join(f"`{name}`" for name in said["evidence"])]
         for rule, said in claims["compliance"].items()
-        if "verdict" in said
+        if "verdict" in said and not rule.startswith("policy ")
     ]
-    return f"{_table(['seed', *judged, 'evidence'], rows)}\n\n{_table(['rule', 'verdict', 'evidence'], rules)}"
+    because = [f"- {policy}, {text}" for policy, text in _because(judged, policies)]
+    parts = [_table(["seed", *policies, "evidence"], rows), "\n".join(because)]
+    return "\n\n".join([*filter(None, parts), _table(["rule", "verdict", "evidence"], rules)])
+
+
+def _because(judged: Mapping[int, Mapping[str, Any]], policies: Sequence[str]) -> list[tuple[str, str]]:
+    """Why a policy does not call it legal, each reason once."""
+    found = {
+        (policy, text): None
+        for said in judged.values()
+        for policy in policies
+        for text in said["policies"][policy]["because"]
+    }
+    return list(found)
 
 
 def _size(submission: Submission, claims: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def submit(runs: Runs, *names: str, by: Author = RECORD, **more: Any) -> Written
 
 def refused(runs: Runs, match: str, *names: str, by: Author = RECORD) -> None:
     """The submission is refused, and nothing is left of the attempt."""
-    with pytest.raises(StageError, match=match):
+    with pytest.raises(StageError, match=re.escape(match)):
         submit(runs, *names, by=by)
     assert list((runs.folder / "records").iterdir()) == []
 
@@ -110,7 +111,15 @@ def test_runs_that_failed_and_runs_that_were_not_declared_are_told(runs: Runs) -
     assert other in page
 
 
-VERDICT = {"verdict": {"strict": "unknown", "board": "legal"}, "rules": {"C1": "pass", "B1": "pass"}}
+def verdict(**policies: str) -> dict[str, Any]:
+    """verdict.json in which the headline and another score are judged differently."""
+    because = {name: {"verdict": each, "because": ["B3: no clock"]} for name, each in policies.items()}
+    judged = {"verdict": policies, "rules": {"C1": "pass", "B1": "pass"}, "policies": because}
+    worst = {**judged, "verdict": dict.fromkeys(policies, "not_legal")}
+    return {"verdict": worst["verdict"], "rules": {}, "scores": {"ttt": judged, "sliding": worst}, "run": []}
+
+
+VERDICT = verdict(strict="unknown", board="legal")
 
 
 def test_compliance_points_to_evidence_and_claims_nothing_without_it(runs: Runs) -> None:
@@ -119,7 +128,9 @@ def test_compliance_points_to_evidence_and_claims_nothing_without_it(runs: Runs)
     audited = submit(runs, *[runs.add(s, verdict=VERDICT) for s in (1, 2, 3)], by=Author(name="audited")).path
     said = json.loads((audited / "submission.json").read_text(encoding="utf-8"))["compliance"]
     assert said["C1"] == {"verdict": "pass", "evidence": [f"audit_seed{s}.json" for s in (1, 2, 3)]}
+    assert said["policy board"]["verdict"] == "legal"  # of the headline; another score of the run is not
     assert json.loads((audited / "audit_seed1.json").read_text(encoding="utf-8")) == VERDICT
+    assert "B3: no clock" in (audited / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_is_not_finished_is_refused(runs: Runs) -> None:
@@ -154,7 +165,7 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "of a part": ({"score": {"marks": ["partial"]}}, "a part of the validation set"),
     "against a rule": ({"score": {"rules_broken": [{"rule": "C3", "why": ""}]}}, "breaks C3"),
     "on another text": ({}, "not the published validation set"),
-    "not legal": ({"verdict": {**VERDICT, "verdict": {"board": "not_legal"}}}, "found it not legal"),
+    "not legal": ({"verdict": verdict(strict="not_legal", board="not_legal")}, "found it not legal (B3: no clock)"),
 }
 
 
