@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,30 @@ def test_a_recipe_runs_at_smoke_and_exercises_all_that_it_has_on(fairway, name, 
         print(f"\n{name}: {run.seconds:.1f} s, {run.cpu_s:.1f} s of CPU")
     assert set(run.result["scores"]) == set(recipe.evaluate)
     assert all(math.isfinite(score["bpb"]) for score in run.result["scores"].values())
+    check(recipe, run)
+    for stage, counter in worked(run):
+        with pytest.raises(AssertionError):
+            check(recipe, without(run, stage, counter))
+    assert run.cpu_s < CPU_LIMIT_S
+
+
+def check(recipe: Any, run: Finished) -> None:
     check_training(recipe, run)
     check_storage(recipe, run)
     check_scores(recipe, run)
-    assert run.cpu_s < CPU_LIMIT_S
+
+
+COUNTERS = ("qat_steps", "snapshots", "pruned", "ttt_updates", "mixed_positions")
+
+
+def worked(run: Finished) -> list[tuple[str, str]]:
+    """Every counter of work that was done, with the report that holds it."""
+    return [(stage, name) for stage, report in run.reports.items() for name in COUNTERS if report.get(name)]
+
+
+def without(run: Finished, stage: str, counter: str) -> Finished:
+    """The same run, had this work not been done."""
+    return replace(run, reports={**run.reports, stage: {**run.reports[stage], counter: 0}})
 
 
 def check_training(recipe: Any, run: Finished) -> None:
