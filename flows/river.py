@@ -126,7 +126,8 @@ def river(
 
 def _audit(recipe: Recipe, scored: Sequence[str], outputs: Outputs, records: Input) -> Step:
     """The last step: it reads what was submitted, what was scored and what is on record, and nothing reads it."""
-    wired = {"protocols": recipe.evaluate, "evaluate_ranks": recipe.devices.evaluate.count, "challenge": challenge()}
+    protocols = {name: resolved(protocol) for name, protocol in recipe.evaluate.items()}
+    wired = {"protocols": protocols, "evaluate_ranks": recipe.devices.evaluate.count, "challenge": challenge()}
     config = recipe.audit.model_copy(update=wired)
     parts = [("evaluate", name) for name in scored]
     inputs = {

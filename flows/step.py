@@ -18,7 +18,7 @@ from artifacts.records import Published
 from flows.identity import Components
 from flows.launch import Interrupted, Job, Watch, launch
 from flows.mirror import Mirror
-from flows.river import Input, Step
+from flows.river import Step
 from flows.rundoc import utc_now
 from flows.session import Elsewhere, Event, Outcome, Session
 from flows.snapshot import copy_files, snapshot
@@ -49,6 +49,7 @@ def hit_or_run(step: Step, session: Session) -> Outcome:
                 f"run without --from, or with --from {step.stage}"
             )
         if session.elsewhere is not None and session.elsewhere.takes(step):
+            _store_written(step, session)
             return _made_elsewhere(step, key, components, session, session.elsewhere)
         with session.store.lease(
             key,
@@ -124,6 +125,7 @@ def made(
     try:
         tree = session.frozen_tree(step.stage)
         source = snapshot(tree, step.stage, folder / "source", session.store)
+        _store_written(step, session)
         inputs = _lay_out(step, folder / "inputs", tree.packed, session)
         device = Device(**step.device.model_dump()) if step.device else Device()
         checkpoints = folder / "checkpoints"
@@ -166,8 +168,6 @@ def _lay_out(step: Step, root: Path, packed: Path, session: Session) -> Mapping[
     """Read-only folders of the step's inputs. Roles without files lie outside: the stage reads them where they are."""
     folders: dict[str, Path] = {}
     for role, given in step.inputs.items():
-        if given.written:
-            _store_written(given, root, session)
         if given.files and given.origin:
             folders[role] = root / role
             verify = "full" if step.stage in FULLY_VERIFIED else "stamp"
@@ -178,13 +178,14 @@ def _lay_out(step: Step, root: Path, packed: Path, session: Session) -> Mapping[
     return folders
 
 
-def _store_written(given: Input, root: Path, session: Session) -> None:
-    """Put what the flow wrote into the store, where every input of a stage comes from."""
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / "written"
-    path.write_bytes(given.written)
-    session.store.put_file(path)
-    path.unlink()
+def _store_written(step: Step, session: Session) -> None:
+    """Put what the flow itself wrote into the store, where every input of a stage comes from."""
+    for given in step.inputs.values():
+        if given.written:
+            path = session.scratch / f"written-{given.digest}"
+            path.write_bytes(given.written)
+            session.store.put_file(path)
+            path.unlink()
 
 
 def _share(step: Step, device: Device) -> Device:

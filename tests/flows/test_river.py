@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from artifacts.record import File, digest_files
+from configs.introduced import stage_slice
 from configs.load import load_recipe
 from configs.recipe import Recipe
 from flows.identity import components
@@ -115,6 +116,9 @@ def test_the_audit_reads_every_score_of_the_archive_in_a_folder_of_its_own() -> 
     assert [f.path for f in audit.inputs["ledgers"].files] == [f"{name}/l" for name in sorted(names)]
     assert set(audit.config.protocols) == set(RECIPE.evaluate)
     assert audit.config.challenge["cap_bytes"] == 16_000_000
+    # A worker elsewhere gets the configuration as JSON and must find the same key.
+    sent = type(audit.config).model_validate_json(audit.config.model_dump_json())
+    assert stage_slice(sent) == stage_slice(audit.config)
     assert {stage for stage, _, _ in audit.inputs["records"].origin} == {s for s, _ in flow()} - {"audit"}
 
 
