@@ -98,9 +98,10 @@ def _common(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     audit = _common(commands.add_parser("audit", help="which rules a score breaks, with evidence"))
+    audit.add_argument("run", nargs="?", default="", help="run id; default: the latest completed run")
     audit.add_argument("--deep", action="store_true", help="ask more than a quick audit does")
     audit.add_argument(
-        "--fixtures", action="store_true", required=True,
+        "--fixtures", action="store_true",
         help="audit submissions that are known to cheat and others that do not; exit code 1 if one is misjudged",
     )  # fmt: skip
 
@@ -293,7 +294,7 @@ def _more(name: str) -> Command:
     if name in ("seeds", "sweep", "compare", "board"):
         command = _of_many_runs(name)
     elif name == "audit":
-        from flows.commands.audit_fixtures import audit_fixtures as command
+        from flows.commands.audit import audit as command
     elif name == "artifacts":
         from flows.commands.artifacts import artifacts as command
     elif name == "score":
