@@ -18,7 +18,7 @@ from flows.launch import Interrupted, StageFailed
 from flows.prepare import Prepared, Request, local_folder, prepare, sweep
 from flows.references import Reference, comparable
 from flows.sets import Document, SeedSet, headline, undeclared
-from flows.statistics import Comparison, Estimate, Scores, compare, detectable, estimate, paired
+from flows.statistics import FRONTIER_LEVEL, LEVEL, Comparison, Estimate, Scores, compare, detectable, estimate, paired
 from flows.validation import validation
 from flows.verdict import verdicts
 from stages.contract import StageError
@@ -166,7 +166,7 @@ def against(line: Mapping[str, Any] | None, reference: Reference) -> tuple[dict[
             f"this set ({line['validation']}, {line['bytes']:,} bytes); such scores say nothing about each other"
         ]
     found: Comparison = compare(scores, reference.scores)
-    notes = list(found.notes)
+    notes = [*found.notes, *_outcome(found)]
     pairs = None
     if reference.ours:
         before = dict(zip(map(str, reference.seeds), reference.scores.bpb.values, strict=True))
@@ -174,6 +174,17 @@ def against(line: Mapping[str, Any] | None, reference: Reference) -> tuple[dict[
     if same is None:
         notes.append(f"{reference.name} does not say which text it was scored on; make sure that it is this one")
     return {**found.as_json(), "strictest": found.strictest.name, "paired": pairs}, notes
+
+
+def _outcome(found: Comparison) -> Iterator[str]:
+    """What the tests come to, in words."""
+    strictest, frontier = found.strictest, found.readings[0].welch.p
+    if strictest.welch.p is None or frontier is None:
+        return
+    passes = "passes" if strictest.welch.p < LEVEL else "does not pass"
+    yield f"{passes} the strictest reading, {strictest.name}: p = {strictest.welch.p:.3g}, asked for is p < {LEVEL:g}"
+    passes = "passes" if frontier < FRONTIER_LEVEL else "does not pass"
+    yield f"{passes} what the organisers took: margin 0, p = {frontier:.3g}, asked for was p < {FRONTIER_LEVEL:g}"
 
 
 def _size(reference: Reference) -> str:

@@ -196,6 +196,21 @@ class SeedSet:
         self._store.write_set(self.document)
 
 
+def present_state(store: Store, document: Document) -> str:
+    """A set's state, or a sweep's: one that says `running` while nothing of it runs was killed."""
+    if document["state"] != "running":
+        return document["state"]
+    if document["kind"] == "seeds":
+        declared = SeedSet(store, document)
+        declared.refresh()
+        alive = any(attempt["state"] == "running" for attempt in document["attempts"])
+    else:
+        sets = [store.read_set(point["set"]) for point in document["points"]]
+        # Between two points none of them runs, for a moment.
+        alive = any(present_state(store, each) == "running" for each in sets)
+    return "running" if alive else "crashed"
+
+
 def runs_of(store: Store, digest: str, scale: str) -> Iterator[dict[str, Any]]:
     """The runs of a configuration that have a score, whoever asked for them."""
     for run in store.list_runs():

@@ -10,11 +10,11 @@ from typing import Any
 
 from artifacts.store import Store
 from flows import show
-from flows.prepare import Prepared, Request, local_folder
+from flows.prepare import Prepared, Request, local_folder, sweep
 from flows.references import Reference, reference
 from flows.seeds import Show, declare, find_set, result_of, run_set, set_as_reference
 from flows.server import quiet
-from flows.sets import SeedSet
+from flows.sets import SeedSet, present_state
 from flows.tables import Table, print_json, print_table
 from flows.verdict import verdict_text
 from stages.contract import StageError
@@ -136,13 +136,15 @@ def readings_table(test: Mapping[str, Any], name: str) -> Table:
                 reading["unit"],
                 number(welch["margin"]),
                 number(welch["improvement"], "+"),
+                interval(welch),
                 number(welch["t"], digits=4),
                 number(welch["df"], digits=3),
                 p_text(welch["p"]) or welch["note"],
                 p_text(single["p"]),
             ]
         )
-    headings = ["improvement-above", "unit", "margin", "improvement", "t", "df", "p-(Welch)", "p-(one-sample)"]
+    headings = ["improvement-above", "unit", "margin", "improvement", "95%-interval", "t", "df", "p-(Welch)"]
+    headings.append("p-(one-sample)")
     n_new, n_old = test["readings"][0]["welch"]["n"]
     title = f"against {name}: one-sided tests, n = {n_new} and {n_old}"
     return Table(title, headings, rows, "margin improvement t df p-(Welch) p-(one-sample)")
@@ -191,12 +193,19 @@ def write_report(result: Mapping[str, Any], local: Path, row: Reference | None) 
 
 
 def _list(store: Store, as_json: bool) -> int:
+    sweep(store, local_folder(store))  # a killed run is seen as one
     documents = sorted(store.list_sets(), key=lambda each: each["declared"])
     if as_json:
         names = ("id", "kind", "recipe", "scale", "seeds", "protocol", "state", "declared")
-        print_json({"sets": [{name: each.get(name) for name in names} for each in documents]})
+        lines = [
+            {**{name: each.get(name) for name in names}, "state": present_state(store, each)} for each in documents
+        ]
+        print_json({"sets": lines})
         return 0
-    rows = [[each["id"], each["kind"], _size(store, each), each["state"], each["declared"]] for each in documents]
+    rows = [
+        [each["id"], each["kind"], _size(store, each), present_state(store, each), each["declared"]]
+        for each in documents
+    ]
     print_table(["set", "kind", "done", "state", "declared"], rows)
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.store import Store
 from flows import show
-from flows.commands.seeds import conduct, number, p_text, parse_seeds, request_of, say
+from flows.commands.seeds import conduct, interval, number, p_text, parse_seeds, request_of, say
 from flows.prepare import local_folder
 from flows.seeds import Show
 from flows.sweep import Sweep, check_points, grid_points, is_sweep, parse_grid, read_sweep, run_sweep, sweep_result
@@ -69,6 +69,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
                 line["n"],
                 number(line["mean"]),
                 number(line["std"]),
+                interval(line),
                 number(line["difference"], "+"),
                 p_text(line["p"]),
                 p_text(line["p_holm"]),
@@ -78,7 +79,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
                 line["note"],
             ]
         )
-    headings = ["point", "n", "mean-BPB", "std", "difference", "p", "p-(Holm)", "bytes"]
+    headings = ["point", "n", "mean-BPB", "std", "95%-interval", "difference", "p", "p-(Holm)", "bytes"]
     headings += [*(["published"] if published else []), "marks", "note"]
     if not any(row[-1] for row in rows):
         headings, rows = headings[:-1], [row[:-1] for row in rows]

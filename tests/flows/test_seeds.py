@@ -19,6 +19,7 @@ from flows.launch import Interrupted, StageFailed
 from flows.prepare import Prepared, Request
 from flows.references import Reference, board, comparable, reference
 from flows.seeds import check_seeds, declare, find_set, result_of, run_set, set_as_reference
+from flows.sets import present_state
 from flows.statistics import Scores, estimate
 from stages.contract import StageError
 
@@ -133,7 +134,11 @@ def test_a_run_that_was_killed_shows_as_crashed(asked: Request):
     store = Store.open(asked.store)
     declared = declare(asked, SEEDS)
     declared.begin(42, "20260101-000000-000-dead")
-    store.write_run({"id": "20260101-000000-000-dead", "state": "crashed", "steps": []})
+    run_id = "20260101-000000-000-dead"
+    store.write_run({"id": run_id, "state": "running", "steps": []})
+    assert present_state(store, store.list_sets()[0]) == "running"
+    store.write_run({"id": run_id, "state": "crashed", "steps": []})
+    assert present_state(store, store.list_sets()[0]) == "crashed"
     found = result(asked, run(asked))
     assert [(r["seed"], r["state"]) for r in found["runs"]][:2] == [(42, "crashed"), (42, "completed")]
 
@@ -207,6 +212,9 @@ def test_a_set_is_tested_against_a_row_of_the_same_text_only(asked: Request):
     names = [reading["name"] for reading in found["test"]["readings"] if reading["unit"] == "BPB"]
     assert found["test"]["strictest"] == "0.005 nats per byte" == names[-1]
     assert found["test"]["readings"][0]["welch"]["n"] == [3, 3]
+    assert any(note.startswith("passes the strictest reading, 0.005 nats per byte: p = 0.0") for note in found["notes"])
+    worse = result(asked, declared, row([1.1, 1.11, 1.12]))
+    assert sum("does not pass" in note for note in worse["notes"]) == 2
     other = result(asked, declared, row([1.3, 1.31, 1.32], text_bytes=9000))
     assert other["test"] is None
     assert any("scored on other text (9,000 bytes) than this set (documents " in note for note in other["notes"])

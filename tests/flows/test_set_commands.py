@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,3 +117,29 @@ def test_what_is_asked_wrongly_is_a_users_error_and_runs_nothing(
     assert fairway(asked, *(asked.recipe if word == "RECIPE" else word for word in words)) == 3
     assert message in capsys.readouterr().err
     assert not (Path(asked.store) / "runs").exists()
+
+
+@pytest.mark.slow
+def test_real_seeds_share_what_no_seed_changes_and_a_second_call_runs_nothing(tmp_path: Path):
+    """The real stages at smoke scale, under a Prefect server of their own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {**kept, "PREFECT_HOME": str(tmp_path / "prefect")}
+    words = ("seeds", "quickstart", "--scale", "smoke", "--seeds", "1,2", "--json")
+
+    def call() -> tuple[dict[str, Any], str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", *words],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout), done.stderr
+
+    first, progress = call()
+    lines = progress.splitlines()
+    assert sum(line.split() == ["vocabulary", "runs"] for line in lines) == 1
+    assert sum(line.split() == ["train", "runs"] for line in lines) == 2
+    assert len(set(first["scores"]["ttt"]["values"].values())) == 2
+    assert first["scores"]["sliding"]["mean"] == pytest.approx(sum(first["scores"]["sliding"]["values"].values()) / 2)
+    again, progress = call()
+    assert not any(line.endswith(" runs") for line in progress.splitlines())
+    assert {**again, "report": ""} == {**first, "report": ""}
