@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zstandard
 from torch import Tensor
 
 from model.config import GPTConfig, from_dict, to_dict
 from model.quantized import Coded, Quantized, dequantize_all
 from model.transforms import (
+    ByteStep,
     Chain,
     FloatPatterns,
     Integers,
@@ -40,7 +40,7 @@ MAGIC = b"FWAY"
 VERSION = 1
 PREFIX = struct.Struct("<4sHI")  # magic, version, header bytes
 CHECKSUM = struct.Struct("<I")
-DAMAGE = (ValueError, KeyError, TypeError, EOFError, struct.error, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+DAMAGE = (ValueError, KeyError, TypeError, EOFError, struct.error, zlib.error, lzma.LZMAError)
 
 SAMPLE_NUMBERS = 1 << 21
 
@@ -70,10 +70,15 @@ class Section:
 
 def all_chains(kind: str, bits: int, level: int = 22) -> list[Chain]:
     """Every chain that is worth trying for a kind of section. `level` is zstd's."""
-    steps = Integers() if kind == "codes" else FloatPatterns(bits)
-    planes = Planes(1 if kind == "codes" else bits // 8)
-    chains = [Chain(steps, planes, (Zstd(level),)), Chain(steps, planes, (Lzma(),))]
-    return [Chain(steps, Rans(bits)), Chain(steps, Packed(bits)), *chains] if kind == "codes" else chains
+    chains = [planes_chain(kind, bits, Zstd(level)), planes_chain(kind, bits, Lzma())]
+    return [Chain(Integers(), Rans(bits)), Chain(Integers(), Packed(bits)), *chains] if kind == "codes" else chains
+
+
+def planes_chain(kind: str, bits: int, smaller: ByteStep) -> Chain:
+    """Numbers of a kind of section as byte planes, made smaller by one step."""
+    if kind == "codes":
+        return Chain(Integers(), Planes(1), (smaller,))
+    return Chain(FloatPatterns(bits), Planes(bits // 8), (smaller,))
 
 
 def write_archive(

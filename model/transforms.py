@@ -167,7 +167,10 @@ class Zstd(ByteStep):
 
     def decode(self, data: bytes) -> bytes:
         """One frame; its size stands in its header."""
-        return zstandard.ZstdDecompressor().decompress(data)
+        try:
+            return zstandard.ZstdDecompressor().decompress(data)
+        except zstandard.ZstdError as error:  # here, so that only who has such a frame needs the library
+            raise ValueError(f"a frame of Zstandard decodes; {error}") from error
 
 
 @dataclass(frozen=True)

@@ -195,8 +195,8 @@ def _run(recipe: Mapping[str, Any], code: bytes, archive: Path, score_only: bool
     seed = int(os.environ.get("SEED", 1337))
     log(f"device:{device_name(device)} world_size:{process.world}" + ("" if score_only else f" seed:{seed}"))
     with process_group(process, device):  # pyright: ignore[reportArgumentType]
+        network = from_dict(recipe["train"]["network"])
         if not score_only:
-            network = from_dict(recipe["train"]["network"])
             state = train(settings, network, data, table, device, process, seed)
             if not process.rank:
                 make_archive(settings, network, state, archive, process)
@@ -213,7 +213,7 @@ def _run(recipe: Mapping[str, Any], code: bytes, archive: Path, score_only: bool
         for name in names:
             torch.compiler.reset()
             protocol = Protocol.from_dict(recipe["evaluate"][name])
-            evaluate(name, protocol, archive, stream, table, bos, device, process)
+            evaluate(name, protocol, network, archive, stream, table, bos, device, process)
 
 
 def headline(protocols: Mapping[str, Any]) -> str:
@@ -248,7 +248,6 @@ def train(
     """The weights that go into the archive, on the CPU."""
     config: Any = settings.train
     config.network = network
-    config.qat.live = config.qat.mode in {"ste", "soft"}
     paths = shards(data, "train")
     stream = TrainStream(paths, config.network.vocab, held_out=config.validation_tokens)
     rows = config.microbatch_tokens, config.batch_tokens
@@ -305,6 +304,7 @@ def make_archive(settings: Settings, network: GPTConfig, state: State, path: Pat
 def evaluate(
     name: str,
     protocol: Protocol,
+    expected: GPTConfig,
     archive: Path,
     stream: TokenStream,
     table: ByteTable,
@@ -314,6 +314,8 @@ def evaluate(
 ) -> None:
     """Score the archive under one protocol, as the stage of this name does."""
     tensors, shape, _ = read_archive(archive)
+    if shape != expected:
+        raise ValueError("the archive holds another network than the recipe's; score it with its own program")
     network = GPT(shape)
     network.load_state_dict(tensors)
     network.to(device)

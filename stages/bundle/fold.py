@@ -54,6 +54,10 @@ class Fold(ast.NodeTransformer):
         """The body in its scope."""
         node.args.defaults = [self.visit(each) for each in node.args.defaults]
         node.args.kw_defaults = [each and self.visit(each) for each in node.args.kw_defaults]
+        last = node.args.args[len(node.args.args) - len(node.args.defaults) :]
+        for index, argument in enumerate(last):
+            if self._reason.always_given(node, argument):
+                node.args.defaults[index] = ast.Constant(None)
         self._inside(node, self._place.owner, node, ("body",))
         node.body = node.body or [ast.Pass()]
         return node

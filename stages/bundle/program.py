@@ -15,6 +15,7 @@ from stages.bundle.shake import shake
 from stages.bundle.shorten import shorten, unmark
 from stages.bundle.strip import Strip
 from stages.contract import StageError
+from stages.settings import TABLES
 
 ENTRY = "stages.submission"  # the module whose function `main` is the program
 
@@ -25,6 +26,7 @@ def program(sources: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
         raise StageError(f"the program is {ENTRY}; the source tree does not have it; start from a whole one")
     trees = {name: stripped(name, source) for name, source in sources.items()}
     module = reduced(merge(trees, ENTRY), known_objects(recipe))
+    baked = literal(needed(recipe, words_of(module)))
     preserved = ["main", *classes_asked_for_their_names(trees)]
     for node in ast.walk(module):
         if isinstance(node, ast.arg):
@@ -37,17 +39,44 @@ def program(sources: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
         preserve_globals=preserved,
         hoist_literals=False,  # what repeats is cheap once the whole is compressed; measured
     )
-    return f"{unmark(small)}\nif __name__=='__main__':main({literal(recipe)})\n"
+    return f"{unmark(small)}\nif __name__=='__main__':main({baked})\n"
 
 
 def reduced(module: ast.Module, known: Known) -> ast.Module:
     """What the entry reaches under this recipe: folding and shaking in turns, until neither finds more."""
+    unchecked(module)
     module = shake(module, "main")
     before = ""
     while (now := ast.dump(module)) != before:
         before = now
         module = shake(fold(module, known), "main")
     return module
+
+
+def unchecked(module: ast.Module) -> None:
+    """The network's own checks go: the recipe's network has passed them here, and no other is ever used."""
+    for node in module.body:
+        if isinstance(node, ast.ClassDef) and node.name == "GPTConfig":
+            node.body = [each for each in node.body if getattr(each, "name", "") != "__post_init__"]
+
+
+def needed(recipe: Any, words: set[str], table: bool = False) -> Any:
+    """The fields of a recipe whose names stand in the program; keys of tables stay."""
+    if not isinstance(recipe, Mapping):
+        return recipe
+    return {
+        name: needed(value, words, name in (*TABLES, "evaluate"))
+        for name, value in recipe.items()
+        if table or name in words
+    }
+
+
+def words_of(module: ast.Module) -> set[str]:
+    """Every name and text."""
+    found: set[str] = set()
+    for node in ast.walk(module):
+        found |= {word for _, word in ast.iter_fields(node) if isinstance(word, str)}
+    return found
 
 
 def stripped(name: str, source: str) -> ast.Module:

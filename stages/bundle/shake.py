@@ -7,11 +7,13 @@ stay and nothing that is used can go. Methods that Python or a base class from o
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 
 from stages.bundle.merge import names_bound_by
 
 # Bases whose own methods call none of ours by name.
+WEAK = {"STEPS"}  # tables that list classes by name: an entry is needed where something else can make one
 INERT_BASES = {"ABC", "NamedTuple", "ValueError", "BaseException", "Exception", "RuntimeError", "Protocol"}
 
 
@@ -34,6 +36,8 @@ class Reach:
         self._words: set[str] = set()  # attributes and texts of what is reached
         self._waiting: list[ast.AST] = []
         self._optional: list[tuple[str, ast.FunctionDef]] = []  # methods not reached yet
+        self._outside = outside(module)
+        self._overridden = {id(method) for method in overridden(module)}
 
     def kept(self, entry: str) -> ast.Module:
         """The module without the rest."""
@@ -44,11 +48,13 @@ class Reach:
                 called = [method for name, method in self._optional if name in self._words]
                 self._optional = [each for each in self._optional if each[0] not in self._words]
                 self._waiting += called
-        dropped = {id(method) for _, method in self._optional}
+        dropped = {id(method) for _, method in self._optional} | self._overridden
         body: list[ast.stmt] = []
         for statement in self._module.body:
             if id(statement) not in self._reached:
                 continue
+            if is_weak(statement):
+                self._drop_entries(statement)
             if isinstance(statement, ast.ClassDef):
                 statement.body = [each for each in statement.body if id(each) not in dropped] or [ast.Pass()]
             body.append(statement)
@@ -61,7 +67,15 @@ class Reach:
                 self._reached.add(id(statement))
                 self._waiting.append(statement)
 
+    def _drop_entries(self, statement: ast.AST) -> None:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Tuple):
+                classes = {name for name, (first, *_) in self._definitions.items() if id(first) in self._reached}
+                node.elts = [each for each in node.elts if not isinstance(each, ast.Name) or each.id in classes]
+
     def _scan(self, node: ast.AST) -> None:
+        if is_weak(node):
+            return
         if isinstance(node, ast.ClassDef) and id(node) in self._reached:
             self._scan_class(node)
             return
@@ -72,7 +86,9 @@ class Reach:
         if isinstance(node, ast.Name):
             self._name(node.id)
         elif isinstance(node, ast.Attribute):
-            if not isinstance(node.ctx, ast.Store):
+            if not isinstance(node.ctx, ast.Store) and not (
+                isinstance(node.value, ast.Name) and node.value.id in self._outside
+            ):
                 self._words.add(node.attr)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             self._words.add(node.value)
@@ -82,6 +98,8 @@ class Reach:
         for part in (*node.decorator_list, *node.bases, *node.keywords):
             self._scan(part)
         for statement in node.body:
+            if id(statement) in self._overridden:
+                continue
             if isinstance(statement, ast.FunctionDef) and inert and not is_special(statement.name):
                 for part in (*statement.decorator_list, *defaults(statement)):
                     self._scan(part)
@@ -96,6 +114,40 @@ class Reach:
             and (base.id in INERT_BASES or (base.id in self._classes and self._is_inert(self._classes[base.id])))
             for base in node.bases
         )
+
+
+def is_weak(node: ast.AST) -> bool:
+    """Whether this is a table whose entries may go."""
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in WEAK
+
+
+def overridden(module: ast.Module) -> Iterator[ast.FunctionDef]:
+    """Methods that nothing can call: their class is only there for one other to derive from, which has its own."""
+    loads = Counter(n.id for n in ast.walk(module) if isinstance(n, ast.Name))
+    classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
+    for derived in classes.values():
+        for base in derived.bases:
+            if isinstance(base, ast.Name) and base.id in classes and loads[base.id] == 1:
+                own = {each.name: each for each in derived.body if isinstance(each, ast.FunctionDef)}
+                above = {n.attr for n in ast.walk(derived) if isinstance(n, ast.Attribute) and is_super(n.value)}
+                yield from (
+                    each
+                    for each in classes[base.id].body
+                    if isinstance(each, ast.FunctionDef) and each.name in own and each.name not in above
+                )
+
+
+def outside(module: ast.Module) -> set[str]:
+    """Names of imported modules, which have no method of ours, where nothing else has that name."""
+    imported = {name for each in module.body if isinstance(each, ast.Import) for name in defined(each)}
+    local = {n.id for n in ast.walk(module) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    local |= {n.arg for n in ast.walk(module) if isinstance(n, ast.arg)}
+    return imported - local
+
+
+def is_super(node: ast.expr) -> bool:
+    """super()"""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
 
 
 def is_special(name: str) -> bool:

@@ -30,6 +30,12 @@ COMPARE: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
+LOOKS = (
+    *(ast.Name, ast.Attribute, ast.Constant, ast.Tuple, ast.expr_context, ast.UnaryOp, ast.unaryop),
+    *(ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop),
+)
+
+
 @dataclass(frozen=True)
 class Instance:
     """Some object of one of the program's own classes, or of one derived from it."""
@@ -165,9 +171,6 @@ class Reason:
         self._known = known
         self._answers: dict[tuple[int, str], Values] = {}
         self._locals: dict[int, set[str]] = {}
-        self._methods = {
-            each.name for node in self.facts.classes.values() for each in node.body if isinstance(each, ast.FunctionDef)
-        }
         self._children: dict[str, set[str]] = {}
         for node in self.facts.classes.values():
             for base in node.bases:
@@ -181,6 +184,13 @@ class Reason:
 
     def truth(self, node: ast.expr, place: Place) -> bool | None:
         """Whether it is true there, if it is the same for all its values."""
+        if isinstance(node, ast.BoolOp):
+            ends = isinstance(node.op, ast.Or)
+            truths = [self.truth(each, place) for each in node.values]
+            if all(truth is (not ends) for truth in truths):
+                return not ends
+            # One operand decides, if those before it do nothing but look.
+            return ends if ends in truths and is_pure(node.values[: truths.index(ends)]) else None
         values = self.values(node, place)
         if not values or any(isinstance(v, Instance) and self._may_be_false(v) for v in values):
             return None
@@ -278,6 +288,18 @@ class Reason:
             found += [each for each in values if not any(same(each, old) for old in found)]
         return found
 
+    def always_given(self, scope: ast.FunctionDef, argument: ast.arg) -> bool:
+        """Whether every call passes it, so that its default is never used."""
+        calls = self.facts.calls.get(scope.name, [])
+        if self.facts.functions.get(scope.name) is not scope or len(calls) != self.facts.loads.get(scope.name, 0):
+            return False
+        places = [*scope.args.posonlyargs, *scope.args.args]
+        return all(
+            any(word.arg == argument.arg for word in call.keywords)
+            or (argument in places[: len(call.args)] and not any(isinstance(each, ast.Starred) for each in call.args))
+            for call, _ in calls
+        )
+
     def _argument(self, call: ast.Call, place: Place, scope: ast.FunctionDef, argument: ast.arg, skip: int) -> Values:
         if any(isinstance(arg, ast.Starred) for arg in call.args) or any(word.arg is None for word in call.keywords):
             return None
@@ -314,9 +336,11 @@ class Reason:
                 self._answers[key] = None  # where it depends on itself
                 self._answers[key] = self._attribute(owner.name, name)
             return self._answers[key]
-        if isinstance(owner, (*SCALARS, tuple)) or name in self._methods or name in self.facts.stores:
+        # Set from outside by someone: perhaps on this object. Its own class sets nothing after it is made.
+        if isinstance(owner, (*SCALARS, tuple)) or any(store[0] is None for store in self.facts.stores.get(name, ())):
             return None
-        return [getattr(owner, name)] if hasattr(owner, name) else None
+        value = getattr(owner, name, self)
+        return None if value is self or callable(value) else [value]
 
     def _family(self, name: str) -> set[str]:
         """A class with all above and below it."""
@@ -433,5 +457,4 @@ def binders(scope: ast.FunctionDef | ast.Lambda, name: str) -> Iterator[str]:
 
 def is_pure(nodes: list[ast.expr]) -> bool:
     """Whether evaluating does nothing but look."""
-    allowed = (ast.Name, ast.Attribute, ast.Constant, ast.Tuple, ast.expr_context, ast.UnaryOp, ast.unaryop)
-    return all(isinstance(each, allowed) for node in nodes for each in ast.walk(node))
+    return all(isinstance(each, LOOKS) for node in nodes for each in ast.walk(node))

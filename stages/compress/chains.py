@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from model.archive import all_chains
-from model.transforms import ByteStep, Chain, Lzma, Planes, Rans, Xz, Zlib, Zstd
+from model.archive import all_chains, planes_chain
+from model.transforms import Chain, Integers, Lzma, Rans, Xz, Zlib, Zstd
 
 if TYPE_CHECKING:
     from stages.compress.config import Config
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 
 def chains_for(config: Config) -> Callable[[str, int], Sequence[Chain]]:
     """What `write_archive` asks: (kind, bits) -> candidates."""
-    published: dict[str, ByteStep] = {"xz": Xz(config.level), "zlib": Zlib(config.level)}
-    wanted = {"zstd": Zstd, "lzma": Lzma, "rans": Rans}.get(config.codec, object)
 
     def candidates(kind: str, bits: int) -> Sequence[Chain]:
-        if config.codec in published:  # the published runs compress codes and floats as they lie
-            planes = next(c for c in all_chains(kind, bits) if isinstance(c.codes, Planes))
-            return [Chain(planes.tensor, planes.codes, (published[config.codec],))]
-        chains = all_chains(kind, bits, config.level)
-        return [c for c in chains if any(isinstance(step, wanted) for step in (c.codes, *c.bytes))] or chains
+        if config.codec == "auto":
+            return all_chains(kind, bits, config.level)
+        if config.codec == "rans":  # a coder of codes; floats go as with auto
+            return [Chain(Integers(), Rans(bits))] if kind == "codes" else all_chains(kind, bits, config.level)
+        if config.codec == "zstd":
+            return [planes_chain(kind, bits, Zstd(config.level))]
+        if config.codec == "lzma":
+            return [planes_chain(kind, bits, Lzma())]
+        # The published runs compress codes and floats as they lie.
+        return [planes_chain(kind, bits, Xz(config.level) if config.codec == "xz" else Zlib(config.level))]
 
     return candidates
