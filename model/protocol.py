@@ -148,8 +148,10 @@ def make_mixer(
     if mixer.kind == "published_ngram":
         hashed = HashedNGrams(vocab, mixer.max_order, mixer.buckets, mixer.min_count, device)
         return PublishedMixer(referee, hashed, gate, **options)
-    smoothing = {"discount": 0.0, "escape": 1.0} if mixer.kind == "ppm" else {"discount": mixer.discount}
-    return Blend(NGrams(vocab, mixer.max_order, device, **smoothing), gate, **options)
+    if mixer.kind in ("ngram", "ppm"):
+        smoothing = {"discount": 0.0, "escape": 1.0} if mixer.kind == "ppm" else {"discount": mixer.discount}
+        return Blend(NGrams(vocab, mixer.max_order, device, **smoothing), gate, **options)
+    raise ValueError(f"a mixer is off, ngram, ppm or published_ngram; got {mixer.kind!r}; choose one of them")
 
 
 def make_pre_adapter(protocol: Protocol, network: GPT, compute: Compute, targets: int) -> PreAdapter | None:

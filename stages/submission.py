@@ -6,7 +6,7 @@ the same seed the archive is the pipeline's, byte for byte.
 
     torchrun --standalone --nproc_per_node=8 train_gpt.py      # trains, writes final_model.fwy, scores it
     train_gpt.py --score-only [final_model.fwy]                # scores an archive; no train shards needed
-    train_gpt.py --code-bytes | --recipe                       # the size of this file; the recipe as JSON
+    train_gpt.py --code-bytes                                  # the size of this file
 
 Environment, named as in the challenge's own script:
     DATA_PATH        folder of fineweb_train_*.bin and fineweb_val_*.bin, default ./data/datasets/fineweb10B_sp<vocab>
@@ -44,7 +44,6 @@ the validation shards. Step lines: the first ten, every 200th, every validation.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import sys
@@ -171,10 +170,8 @@ def main(recipe: Mapping[str, Any]) -> None:
     words = sys.argv[1:]
     if words == ["--code-bytes"]:
         sys.stdout.write(f"{len(code)}\n")
-    elif words == ["--recipe"]:
-        sys.stdout.write(json.dumps(recipe) + "\n")
     elif words and (words[0] != "--score-only" or len(words) > 2):
-        sys.exit("usage: train_gpt.py [--score-only [ARCHIVE] | --code-bytes | --recipe]")
+        sys.exit("usage: train_gpt.py [--score-only [ARCHIVE] | --code-bytes]")
     else:
         _run(recipe, code, Path(words[1] if words[1:] else ARCHIVE), bool(words))
 

@@ -57,11 +57,20 @@ def known_objects(recipe: Mapping[str, Any]) -> Known:
     return {name: objects for name, objects in found.items() if objects}
 
 
+def has_field(owner: Any, name: str) -> bool:
+    """Whether an object has this field itself, or only by its being absent."""
+    if isinstance(owner, Renamed):
+        return has_field(owner.settings, owner.names.get(name, name))
+    if isinstance(owner, Scoring):
+        return name in owner.__dict__ or has_field(owner.settings, name)
+    return name in owner.__dict__ if isinstance(owner, Settings) else hasattr(owner, name)
+
+
 class Scoring:
     """A `model.protocol.Protocol`, as far as it is plain."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         adapts = settings.protocol == "ttt"
         self.adaptation = Renamed(settings.ttt, low_rank="lora") if adapts else None
         both = (settings.pre_eval.first, settings.pre_eval.second)
@@ -71,7 +80,7 @@ class Scoring:
 
     def __getattr__(self, name: str) -> Any:
         """Other fields are those of the configuration."""
-        return getattr(self._settings, name)
+        return getattr(self.settings, name)
 
 
 class Only:
@@ -85,10 +94,10 @@ class Renamed:
     """Settings some of whose fields stand under other names; the name "" is a group that is off."""
 
     def __init__(self, settings: Settings, **names: str) -> None:
-        self._settings, self._names = settings, names
+        self.settings, self.names = settings, names
 
     def __getattr__(self, name: str) -> Any:
         """The field of this name."""
-        if name in self._names and not self._names[name]:
+        if name in self.names and not self.names[name]:
             return Settings({})
-        return getattr(self._settings, self._names.get(name, name))
+        return getattr(self.settings, self.names.get(name, name))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.bundle.known import Known
+from stages.bundle.known import Known, has_field
 from stages.bundle.merge import COMPREHENSIONS, bound_by, bound_in
 
 Values = list[Any] | None
@@ -171,6 +171,9 @@ class Reason:
         self._known = known
         self._answers: dict[tuple[int, str], Values] = {}
         self._locals: dict[int, set[str]] = {}
+        self._methods = {
+            each.name for node in self.facts.classes.values() for each in node.body if isinstance(each, ast.FunctionDef)
+        }
         self._children: dict[str, set[str]] = {}
         for node in self.facts.classes.values():
             for base in node.bases:
@@ -339,6 +342,8 @@ class Reason:
         # Set from outside by someone: perhaps on this object. Its own class sets nothing after it is made.
         if isinstance(owner, (*SCALARS, tuple)) or any(store[0] is None for store in self.facts.stores.get(name, ())):
             return None
+        if name in self._methods and not has_field(owner, name):
+            return None  # absent fields are off, and what is a method is no field
         value = getattr(owner, name, self)
         return None if value is self or callable(value) else [value]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -86,11 +85,9 @@ def test_the_log_has_the_challenges_lines(trained):
     assert "seed:5\n" in log
 
 
-def test_it_tells_its_size_and_its_recipe(trained, alone, tmp_path):
+def test_it_tells_its_size(trained, alone, tmp_path):
     file = trained[0]
     assert alone(file, tmp_path, "--code-bytes") == f"{len(file.read_bytes())}\n"
-    recipe = json.loads(json.dumps(bundled(load_recipe(TINY[0], TINY[1], TINY[2:]).recipe)))
-    assert json.loads(alone(file, tmp_path, "--recipe")) == recipe
 
 
 def test_an_error_says_what_is_missing_and_shows_its_source(trained, alone, tmp_path):

@@ -163,7 +163,7 @@ def test_a_method_stays_where_a_text_or_a_base_from_outside_may_call_it():
     kept = shaken(
         "import nn\nclass A:\n def one(self): 0\n def two(self): 0\nclass B(nn.Module):\n def three(self): 0\n"
         "class C(A):\n def __len__(self): return four()\n def one(self): 0\ndef four(): 0\ndef five(): 0\n"
-        "def main(): return getattr(C(), 'one'), B()"
+        "def main(): return getattr(C(), 'one'), B(), A()"
     )
     assert "def one" in kept
     assert kept.count("def one") == 2
