@@ -40,9 +40,16 @@ def board(store: Store, policy: str = "board", scale: str = "") -> dict[str, Any
     """
     runs = [run for run in store.list_runs() if not scale or run.get("scale") == scale]
     look = _Look(store)
+    points = {
+        tuple(point["overrides"]): f"{each['name']}: {point['name']}"
+        for each in store.list_sets()
+        if each["kind"] == "sweep"
+        for point in each["points"]
+    }
     rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for members in _configurations(runs).values():
         if (row := _row(members, look, policy)) is not None:
+            row["point"] = points.get(tuple(row["overrides"]), "")
             rows[row["scale"], row["validation"]].append(row)
     groups = [
         {"scale": key[0], "validation": key[1], "bytes": found[0]["text_bytes"], "rows": sorted(found, key=_rank)}

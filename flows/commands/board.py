@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from artifacts.store import Store
@@ -42,7 +42,7 @@ def _table(group: Mapping[str, Any]) -> Table:
         [
             "" if row["not_eligible"] else place,
             row["recipe"],
-            " ".join(row["overrides"]),
+            row["point"] or _overrides(row["overrides"]),
             ", ".join(map(str, row["seeds"])),
             row["protocol"],
             number(row["mean"]),
@@ -53,9 +53,14 @@ def _table(group: Mapping[str, Any]) -> Table:
         ]
         for place, row in enumerate(group["rows"], 1)
     ]
-    headings = ["#", "recipe", "overrides", "seeds", "score", "BPB", "std", "bytes", "audit", "marks"]
+    headings = ["#", "recipe", "point-or-overrides", "seeds", "score", "BPB", "std", "bytes", "audit", "marks"]
     title = f"scale {group['scale']}, validation {group['validation']}"
     return Table(title, headings, rows, "# BPB std bytes")
+
+
+def _overrides(given: Sequence[str]) -> str:
+    """Each path once, with its last value."""
+    return " ".join({text.partition("=")[0]: text for text in given}.values())
 
 
 def _rejected(row: Mapping[str, Any]) -> list[str]:

@@ -202,15 +202,17 @@ def _list(store: Store, as_json: bool) -> int:
         ]
         print_json({"sets": lines})
         return 0
-    rows = [
-        [each["id"], each["kind"], _size(store, each), present_state(store, each), each["declared"]]
-        for each in documents
-    ]
-    print_table(["set", "kind", "done", "state", "declared"], rows)
+    rows = [[each["id"], *_done(store, each), present_state(store, each), each["declared"]] for each in documents]
+    print_table(["set", "done", "score", "mean-BPB", "state", "declared"], rows, right="mean-BPB")
     return 0
 
 
-def _size(store: Store, document: Mapping[str, Any]) -> str:
+def _done(store: Store, document: Mapping[str, Any]) -> list[str]:
+    """How much of a set has a result, of which protocol, and the mean."""
     if document["kind"] != "seeds":
-        return f"{len(document['points'])} points"
-    return f"{len(SeedSet(store, dict(document)).results())}/{len(document['seeds'])} seeds"
+        return [f"{len(document['points'])} points", "", ""]
+    results = SeedSet(store, dict(document)).results().values()
+    protocol = document["protocol"]
+    scores = [attempt["scores"][protocol]["bpb"] for attempt in results if protocol in attempt["scores"]]
+    mean = number(sum(scores) / len(scores)) if scores else ""
+    return [f"{len(results)}/{len(document['seeds'])} seeds", protocol, mean]

@@ -59,7 +59,9 @@ def test_seeds_print_a_table_a_page_and_one_json_object(asked: Request, capsys: 
     assert found["set"] in page.read_text()
     assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "plot.png", "table.md"]
     assert fairway(asked, "seeds") == 0
-    assert capsys.readouterr().out.splitlines()[1].split("\t")[:4] == [found["set"], "seeds", "2/2 seeds", "completed"]
+    mean = f"{found['scores']['sliding']['mean']:.5f}"
+    line = capsys.readouterr().out.splitlines()[1].split("\t")
+    assert line[:5] == [found["set"], "2/2 seeds", "sliding", mean, "completed"]
     assert fairway(asked, "board", "--json") == 0
     (group,) = json.loads(capsys.readouterr().out)["groups"]
     assert group["rows"][0]["seeds"] == [1, 2]
@@ -92,6 +94,8 @@ def test_a_sweep_by_grid_or_file_ends_in_one_table(asked: Request, capsys: pytes
     assert fairway(asked, "sweep", asked.recipe, "--grid", "quantize.matrices.bits=5,6") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines[2:4]] == ["bits=5 (base)", "bits=6"]
+    assert fairway(asked, "board") == 0
+    assert {line.split("\t")[2] for line in capsys.readouterr().out.splitlines()[2:]} == {"toy: bits=5", "toy: bits=6"}
     path = tmp_path / "mine.toml"
     path.write_text('recipe = "toy.toml"\n[[point]]\nname = "one"\npublished = 1.1\n[[left_out]]\nname = "two"\n')
     assert fairway(asked, "sweep", str(path), "--seeds", "1,2", "--json") == 0
