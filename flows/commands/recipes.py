@@ -6,10 +6,15 @@ import argparse
 import sys
 from typing import Any
 
-from configs.load import load_recipe, names
+from configs.introduced import resolved
+from configs.load import challenge, load_recipe, names
+from configs.recipe import Recipe
 from configs.techniques import techniques
 from flows.tables import print_json, print_table
+from flows.verdicts import WORDS
 from model.names import parameter_count
+from stages.audit.policy import verdicts
+from stages.audit.published import judge_published
 
 
 def recipes(arguments: argparse.Namespace) -> int:
@@ -18,11 +23,29 @@ def recipes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"recipes": rows, "scales": names("scale")})
         return 0
-    headings = ["recipe", "parameters", "what it is", "published"]
-    cells = [[row["name"], f"{row['parameters']:,}", row["about"], row["verdict"]] for row in rows]
+    headings = ["recipe", "parameters", "what it is", "board", "strict", "published"]
+    cells = [
+        [row["name"], f"{row['parameters']:,}", row["about"], *_words(row["judged"]), row["verdict"]] for row in rows
+    ]
     print_table(headings, cells, right="parameters")
     sys.stdout.write(f"scales: {', '.join(names('scale'))}\n")
     return 0
+
+
+def judged(recipe: Recipe) -> dict[str, Any]:
+    """Policy -> {"verdict", "rules", "because", "not_judged"}: by published bytes and losses, and by its protocols.
+
+    What only a run can show, such as clocks and lineage, is not judged here but by the audit of a run.
+    """
+    protocols = {name: resolved(each) for name, each in recipe.evaluate.items() if each.of == "archive"}
+    rules = challenge()
+    findings = judge_published(recipe.published, protocols, rules)
+    return verdicts(findings, rules)["policies"]
+
+
+def _words(policies: dict[str, Any]) -> list[str]:
+    words = {**WORDS, "legal": "legal in form"}
+    return [words[policies[name]["verdict"]] for name in ("board", "strict")]
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -35,6 +58,7 @@ def describe(name: str) -> dict[str, Any]:
         "techniques": techniques(recipe),
         "published": recipe.published,
         "verdict": recipe.published.get("verdict"),
+        "judged": judged(recipe),
         "seed": recipe.seed,
         "protocols": list(recipe.evaluate),
     }

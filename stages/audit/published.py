@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stages.audit.denominators import Claim, check_claim
+from stages.audit.denominators import Claim, check_claim_fully
 from stages.audit.finding import Finding
 from stages.audit.sizes import check_published_sizes
 
 SIZES = "total_bytes"
+DECIMALS = 8  # of losses and scores that stand in a recipe side by side
 NATS, BPB = "nats_", "bpb_"  # a published list of losses stands beside the list of scores of the same name
 RUN_SHOWS = {
     "B2": "the clock of training is judged by a run on the challenge's hardware",
@@ -51,21 +52,26 @@ def _size(published: Mapping[str, Any], challenge: Mapping[str, Any]) -> Finding
     if not total:
         says = "no archive of it was published; a run weighs its own"
         return Finding(rule="B1", detector="T14", verdict="not_applicable", says=says)
-    return check_published_sizes(total if isinstance(total, list) else [total], challenge["cap_bytes"])
+    return check_published_sizes(_list(total), challenge["cap_bytes"])
 
 
 def _denominators(published: Mapping[str, Any], challenge: Mapping[str, Any]) -> list[Finding]:
-    targets = challenge["validation"]["sp1024"]["targets"]
+    targets = published.get("targets", challenge["validation"]["sp1024"]["targets"])
     findings: list[Finding] = []
-    for name, losses in published.items():
-        scores = published.get(BPB + name.removeprefix(NATS))
-        if name.startswith(NATS) and scores:
-            for seed, nats, bpb in zip(published["seeds"], losses, scores, strict=True):
-                claim = Claim(f"{name.removeprefix(NATS)} of seed {seed}", nats, bpb, 8, 8)
-                findings.append(check_claim(claim, targets, challenge["fingerprint"]))
+    for name in published:
+        of = name.removeprefix(NATS)
+        if name.startswith(NATS) and BPB + of in published:
+            for nats, bpb in zip(_list(published[name]), _list(published[BPB + of]), strict=True):
+                claim = Claim(f"{of} {bpb:.8f}", nats, bpb, DECIMALS, DECIMALS)
+                findings += check_claim_fully(claim, targets, challenge["fingerprint"])
     return findings or [
         Finding(rule="E2", detector="T11", verdict="not_applicable", says="no loss stands beside a published score")
     ]
+
+
+def _list(value: Any) -> list[Any]:
+    """One figure per seed; a system of one run may have it alone."""
+    return value if isinstance(value, list) else [value]
 
 
 def _protocols(protocols: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
