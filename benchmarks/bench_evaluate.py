@@ -89,7 +89,7 @@ def test_scoring_in_windows_of_2048_on_a_gpu(benchmark, stride, batch_windows):
     model = GPT(BASE_STACK, choose_attention(BASE_STACK, device, dtype).attend).to(device)
     initialise(model, 0)
     call = torch.compile(model, fullgraph=True, dynamic=False)
-    scorer = Scorer(call, device, dtype, (batch_windows, 2048))
+    scorer = Scorer(call, device, dtype, (batch_windows, 2048), True)
     targets = 1 << 21 if stride == 2048 else 1 << 17
 
     def run():

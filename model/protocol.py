@@ -114,8 +114,9 @@ def make_scorer(protocol: Protocol, network: GPT, device: torch.device) -> tuple
     """The scorer, and the network as it is to be called: compiled where that is asked for."""
     compiles = protocol.compile == "on" or (protocol.compile == "auto" and device.type == "cuda")
     call = compiled(network) if compiles else network
-    shape = (protocol.batch_windows, protocol.context_tokens) if compiles else None
-    return Scorer(call, device, compute_dtype(protocol, device), shape), call
+    shape = (protocol.batch_windows, protocol.context_tokens)
+    as_published = protocol.tail_rescore and not compiles
+    return Scorer(call, device, compute_dtype(protocol, device), None if as_published else shape, compiles), call
 
 
 def make_compute(

@@ -22,9 +22,12 @@ Forward = Callable[[Tensor, int], Tensor]
 class Scorer:
     """Runs a network on handed-out inputs, without gradients.
 
-    `fixed_shape` (batch, length) pads every batch to one shape, so that a compiled network is compiled for two numbers
-    of scored positions and not for every shape at the edges of a stream. Padding lies to the right and below: a causal
-    network does not see it.
+    `shape` (batch, length) is that of a batch in the middle of a stream. Every window is padded to its length: a
+    network may tell windows of different lengths apart (rotary bases do, by the NTK rule), the last window's is a
+    matter of where the stream ends, and that no price may know. With `whole_batches` batches are padded as well, so
+    that a compiled network is compiled for two numbers of scored positions and not for every shape at the edges of a
+    stream. Padding lies to the right and below: a causal network does not see it. Without a `shape` nothing is padded,
+    as in the published code.
     """
 
     def __init__(
@@ -32,19 +35,22 @@ class Scorer:
         network: Callable[..., Tensor],
         device: torch.device,
         dtype: torch.dtype,
-        fixed_shape: tuple[int, int] | None = None,
+        shape: tuple[int, int] | None = None,
+        whole_batches: bool = False,
     ) -> None:
-        self._network, self._device, self._dtype, self._shape = network, device, dtype, fixed_shape
+        self._network, self._device, self._dtype = network, device, dtype
+        self._shape, self._whole_batches = shape, whole_batches
 
     def __call__(self, inputs_BT: Tensor, scored: int) -> Tensor:
         """Return logits_BSV, in fp32, on the device."""
         batch, length = inputs_BT.shape
         last = scored
-        if self._shape is not None and (batch, length) != self._shape:
-            rows, columns = self._shape
-            inputs_BT = functional.pad(inputs_BT, (0, columns - length, 0, rows - batch))
-            # Two values of `last` are two graphs; every irregular window shares the second.
-            last = scored if length == columns else columns
+        if self._shape is not None:
+            rows, columns = self._shape if self._whole_batches else (batch, self._shape[1])
+            if (batch, length) != (rows, columns):
+                inputs_BT = functional.pad(inputs_BT, (0, columns - length, 0, rows - batch))
+                # Two values of `last` are two graphs; every irregular window shares the second.
+                last = scored if length == columns else columns
         first = last - scored - (inputs_BT.shape[1] - length)
         with torch.inference_mode(), autocast(self._device, self._dtype):
             logits = self._network(inputs_BT.to(self._device, non_blocking=True), last=last)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from model.adapt import Adaptation, Adapter
 from model.bytes import ByteTable
-from model.config import BigramConfig, GPTConfig
+from model.config import BigramConfig, GPTConfig, RopeConfig
 from model.descent import Compute
 from model.gpt import GPT
 from model.init import initialise
@@ -48,7 +49,7 @@ def run(tokens=TOKENS, context=16, stride=4, chunk=0, batch=6, model=None, fixed
     adapter = (
         Adapter(model, Adaptation(**adaptation), context, Compute(forward=model, **shares)) if adaptation else None
     )
-    score(referee, Scorer(model, CPU, torch.float32, fixed), adapter)
+    score(referee, Scorer(model, CPU, torch.float32, fixed, True), adapter)
     return referee
 
 
@@ -148,13 +149,35 @@ def test_a_compiled_network_would_see_two_shapes_of_call_only():
 
     windows = Windows(300, 16, 4, rescored_tail=True)
     referee = Referee(TokenStream([TOKENS]), windows, Ledger(TABLE, 16, 300), vocab=32, batch_windows=6, chunk=50)
-    score(referee, Scorer(record, CPU, torch.float32, (6, 16)))
+    score(referee, Scorer(record, CPU, torch.float32, (6, 16), True))
     assert calls == {((6, 16), 4), ((6, 16), 16)}
 
 
 def test_the_price_of_a_prefix_does_not_depend_on_what_follows():
     whole, prefix = prices(run(TOKENS[:257], batch=1)), prices(run(TOKENS[:120], batch=1))
     np.testing.assert_allclose(whole[:119], prefix, atol=1e-5)
+
+
+def test_a_base_that_grows_with_the_window_does_not_tell_where_the_stream_ends():
+    """By the NTK rule a truncated last window would turn by other angles: then its prices know the stream's length."""
+
+    def ntk():
+        model = GPT(replace(CONFIG, rope=RopeConfig(reference_tokens=8)))
+        model.load_state_dict(network().state_dict())
+        return model
+
+    def tail(shape):
+        prices_of = []
+        for tokens in (TOKENS[:257], TOKENS[:119]):
+            windows = Windows(len(tokens) - 1, 16, 8)
+            ledger = Ledger(TABLE, 16, windows.targets)
+            referee = Referee(TokenStream([tokens]), windows, ledger, vocab=32, batch_windows=1)
+            score(referee, Scorer(ntk(), CPU, torch.float32, shape))
+            prices_of.append(ledger.head_N2[112:118, 0])  # of the last window, 14 inputs long where the stream ends
+        return np.abs(prices_of[0] - prices_of[1]).max()
+
+    assert tail((1, 16)) < 1e-5
+    assert tail(None) > 1e-4  # as the published code has it
 
 
 def test_progress_ends_at_the_number_of_targets():
