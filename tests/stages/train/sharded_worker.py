@@ -13,6 +13,7 @@ from model.weights import load_weights, save_weights
 from stages.contract import leave
 from stages.train.config import Config
 from stages.train.optimizers import Optimizers, clip
+from stages.train.ranks import from_first_rank
 
 
 def main() -> None:
@@ -38,6 +39,8 @@ def main() -> None:
             state = {name: tensor.clone() for name, tensor in optimizers.state().items()}
             optimizers = Optimizers(model, config, torch.device("cpu"), rank, world)
             optimizers.load(state)
+    told = from_first_rank([10.5 + rank, float(rank)], world)  # as ranks do with clocks of their own
+    assert told == [10.5, 0.0], told
     whole = optimizers.state()
     if rank == 0:
         save_weights(folder / "end.safetensors", dict(model.named_parameters()) | {"norms": torch.stack(norms)})

@@ -95,6 +95,24 @@ def test_clipping_before_the_reduction_is_the_mean_of_gradients_that_each_rank_c
     assert line["gradient_norm"] == pytest.approx(float(sum(norms)) / 2, rel=0.02)
 
 
+def test_rate_and_stop_are_rank_0s_whatever_this_ranks_clock_says(tiny, inputs, runtime, monkeypatch):
+    """That rank 0's numbers arrive on every rank is asserted by the ranks of `test_sharded.py`."""
+    config = Config.model_validate({**tiny, "budget_s": 1e-9, "schedule": {"clock": "wall"}})
+    trainer, _ = gradients_of_rank(config, inputs, runtime, 1)
+    asked = []
+
+    def rank_0_says(mine: list[float], world: int) -> list[float]:
+        asked.append((mine, world))
+        return [0.25, 0.5, 0.0, 0.0, 0.0]
+
+    monkeypatch.setattr("stages.train.loop.from_first_rank", rank_0_says)
+    monkeypatch.setattr(trainer.clock, "elapsed_s", lambda: 1e9)  # by its own clock the run is over
+    decision = trainer._decide()
+    assert (decision.scale, decision.share, decision.stop) == (0.25, 0.5, False)
+    ((mine, world),) = asked
+    assert (mine[0], mine[2], world) == (0.0, True, 2)
+
+
 @pytest.mark.slow
 def test_interrupted_ranks_go_on_with_their_own_counts_and_shares(tiny, write_job: Job):
     config = {**tiny, "steps": 60, "complement": {"alpha": 0.5}, "muon": {"parallel": "sharded"}}
