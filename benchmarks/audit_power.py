@@ -4,8 +4,8 @@
 
 Fixtures cheat wherever they can. Here the same cheats act seldom, late, far away or at the edges of windows, hide from
 questions, or encipher what they packed. Each is audited with several lots, under the budget of a quick audit (14 % of
-what scoring the stream costs, states before and after one chunk) and of a deep one (as much as scoring it again, the
-state after every chunk). The table says how often the rule was found broken. docs/audit.md holds the last one.
+what scoring the stream costs, the states before learning, after one chunk and after two more drawn by lot) and of a
+deep one (as much as scoring it again, the state after every chunk). The table says how often the rule was found broken. docs/audit.md holds the last one.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ SCORERS: tuple[tuple[str, type[Sliding], int, str], ...] = (
 def settings_of(windows: Windows, lot: str, deep: bool) -> Settings:
     """As `stages/audit/protocols.py` sets them, training left out of the count."""
     whole = handed_out(windows)
-    share, chunks = (1.0, windows.targets // CHUNK) if deep else (0.14, 1)
-    return Settings(lot=lot, budget_tokens=int(share * whole), chunks=chunks, batch_windows=BATCH_WINDOWS)
+    share, chunks = (1.0, windows.targets // CHUNK) if deep else (0.14, 3)
+    return Settings(lot=lot, budget_tokens=int(share * whole), cuts=512, chunks=chunks, batch_windows=BATCH_WINDOWS)
 
 
 def caught(workshop: Workshop, scorer: type[Sliding], chunk: int, rules: str, lots: int, deep: bool) -> Counter[str]:

@@ -41,4 +41,6 @@ class Config(StageConfig):
     share: float = Field(
         default=0.14, gt=0, le=1, description="Forward tokens of a quick audit, at most, as a share of evaluation's."
     )
-    cuts: int = Field(default=64, ge=1, description="Perturbed futures per protocol, where the share allows them.")
+    cuts: int = Field(
+        default=512, ge=1, description="Perturbed futures in each state of a protocol, where the share allows them."
+    )

@@ -104,7 +104,8 @@ class Interview:
         self.cuts = dict.fromkeys(KINDS, 0)
         self.mass = Mass()
         self.stale: list[dict[str, Any]] = []  # parts of the state that scoring changed
-        self.learned: list[int] = []  # how many parts each update changed
+        self.updates = 0  # chunks that were learned from
+        self.learned: list[int] = []  # how many parts each update changed, of those that were looked at
         self.trained_while_scoring = 0
 
     def examine(self, span: Span, budget: int) -> None:
@@ -119,15 +120,17 @@ class Interview:
             self._replay(batch, self._ask(self._inputs(self._read(batch), batch), batch.scored), own=True)
         after = digests(self.scorer.state())
         if names := changed(before, after):
-            self.stale.append({"chunks_learned": len(self.learned), "parts": names[:_SHOWN]})
+            self.stale.append({"chunks_learned": self.updates, "parts": names[:_SHOWN]})
 
-    def learn(self, span: Span) -> None:
-        """Reveal a span's chunk."""
-        before, trained = digests(self.scorer.state()), self.scorer.trained_tokens
+    def learn(self, span: Span, look: bool = True) -> None:
+        """Reveal a span's chunk; `look` at what that changes, which costs a hash of all there is."""
+        before, trained = digests(self.scorer.state()) if look else {}, self.scorer.trained_tokens
         tokens = torch.from_numpy(self._stream.read(span.chunk.start, span.chunk.stop + 1))
         self.scorer.update(tokens, span.index)
         self._meter.trained_tokens += self.scorer.trained_tokens - trained
-        self.learned.append(len(changed(before, digests(self.scorer.state()))))
+        self.updates += 1
+        if look:
+            self.learned.append(len(changed(before, digests(self.scorer.state()))))
 
     def first_answer(self, span: Span) -> Tensor:
         """The answer for the first window of a span."""
@@ -135,15 +138,18 @@ class Interview:
         return self._ask(self._inputs(self._read(batch), batch), batch.scored)
 
     def _probes(self, span: Span, budget: int) -> Iterator[Batch]:
-        """Batches to ask about: the span's first window, then some drawn by lot."""
+        """Batches to ask about: a batch as large as evaluate's, the span's first window, then some drawn by lot."""
         windows, rows = budget // self._windows.context, span.stop - span.first
-        wanted = max(self.settings.cuts // 2, 1)
-        # A quarter is left for a replay of evaluate's own batches.
-        probes = min(max(3 * windows // 4 // REQUESTS, 1), wanted)
-        size = max(min(windows // (2 * REQUESTS * probes), self.settings.batch_windows), 1)
         if windows < REQUESTS:
             return
         lots = self.settings.lots(f"windows {span.index}")
+        whole = min(windows // (4 * REQUESTS), self.settings.batch_windows)
+        if whole > 1 and rows > whole:  # what rows of one batch know of each other shows in such a batch only
+            window = span.first + int(lots.integers(1, rows - whole + 1))
+            yield next(self._windows.batches(window, window + whole, whole))
+        left = windows // 2 - REQUESTS * whole
+        probes = min(max(left // REQUESTS, 1), max(self.settings.cuts // 2, 1))
+        size = max(min(left // (REQUESTS * probes), self.settings.batch_windows), 1)
         chosen = [span.first, *(span.first + lots.integers(rows, size=probes - 1))]
         if self._ledger is not None:
             chosen[2::3] = self._known_windows(span, len(chosen[2::3]), lots)
@@ -163,7 +169,7 @@ class Interview:
 
     def _probe(self, batch: Batch) -> None:
         """Ask about one batch: itself twice, and with other futures, in an order that tells nothing."""
-        lots = self.settings.lots(f"probe {len(self.learned)} {batch.first}")
+        lots = self.settings.lots(f"probe {self.updates} {batch.first}")
         tokens_N, first = self._read(batch), self._windows.start(batch.first)
         requests = [tokens_N, tokens_N]
         others: list[tuple[Kind, int]] = []
@@ -187,13 +193,20 @@ class Interview:
         self._weigh(batch, answers[0])
 
     def _cut(self, tokens_N: np.ndarray, first: int, batch: Batch, lots: np.random.Generator) -> int | None:
-        """A stream position behind at least one scored position of the batch; half of them at a document's start."""
+        """A stream position behind at least one scored position of the batch.
+
+        Half of them start a document or, in a batch of several windows, are the last target of one, which only the
+        other windows show.
+        """
         lo, hi = batch.lo + 1, first + len(tokens_N)
         if lo >= hi:
             return None
         starts = first + np.flatnonzero(tokens_N == self._stream.read(0, 1)[0])
-        starts = starts[starts >= lo]
-        return int(lots.choice(starts)) if len(starts) and lots.integers(2) else int(lots.integers(lo, hi))
+        ends = first + batch.length + self._windows.stride * np.arange(batch.stop - batch.first - 1)
+        for places in (starts[starts >= lo], ends):
+            if len(places) and lots.integers(2):
+                return int(lots.choice(places))
+        return int(lots.integers(lo, hi))
 
     def _ask(self, inputs_BT: Tensor, scored: int) -> Tensor:
         """What the scorer says of each target: logits_KV, or prices_KV where prices are all there is; checked."""
@@ -229,7 +242,9 @@ class Interview:
         if self._ledger is None:
             return
         lo, head = batch.lo, self._ledger.head_N2
-        exact = own and self.settings.exact_replay and not (self.learned and self.settings.evaluate_ranks > 1)
+        exact = own and self.settings.exact_replay and not (self.updates and self.settings.evaluate_ranks > 1)
+        if self.updates > 1 and not (self.settings.exact_replay and self.settings.evaluate_ranks == 1):
+            return  # training that is not the same to the bit drifts away
         worst, allowed = (self.exact, 0.0) if exact else (self.replay, self.settings.tolerance_replay_nats)
         known = slice(lo, max(min(batch.hi, len(head)), lo))
         if known.start < known.stop:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from stages.audit.config import Config
 
 
+QUICK_STATES = 3  # after learning, that a quick audit examines where its budget allows
+
+
 @dataclass(frozen=True, kw_only=True)
 class Audited:
     """What was found of one protocol, and what that cost."""
@@ -71,9 +74,12 @@ def _settings(
     config: Config, runtime: Runtime, of: tuple[Protocol, Windows], ledger: LedgerFile, budget_tokens: int
 ) -> Settings:
     protocol, windows = of
+    chunks = len(list(windows.spans(protocol.chunk_tokens))) if protocol.chunk_tokens else 0
     return Settings(
         lot=ledger.sha256,
-        budget_tokens=budget_tokens,
+        # A deep audit may cost what scoring did, and looks at every state.
+        budget_tokens=handed_out(windows) + trained_on(protocol, windows) if config.deep else budget_tokens,
+        chunks=chunks if config.deep else min(chunks, QUICK_STATES),
         cuts=config.cuts,
         update_tokens=update_cost(protocol, protocol.chunk_tokens),
         exposed_targets=exposed_targets(protocol, windows.targets),

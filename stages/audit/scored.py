@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import torch
 
 from model.referee import priced
@@ -30,7 +31,7 @@ def audit_scorer(
     ledger: LedgerFile | None = None,
     meter: Meter | None = None,
 ) -> list[Finding]:
-    """Ask a scorer about parts of the stream, before and after it has learned from `settings.chunks` chunks.
+    """Ask a scorer about parts of the stream, before it has learned and in up to `settings.chunks` later states.
 
     `chunk` is the targets between updates, 0 for a scorer that learns nothing. `meter` hears what it cost.
     """
@@ -42,7 +43,7 @@ def audit_scorer(
         return [_unasked(rule, settings) for rule in ("C1", "C2", "C3", "E4")]
     interview = Interview(scorer, stream, windows, settings, ledger, meter)
     # A scorer that learns nothing has one state, whatever spans bound the referee's memory.
-    spans = list(islice(windows.spans(chunk), settings.chunks + 1 if chunk else 1))
+    spans = list(windows.spans(chunk)) if chunk else list(islice(windows.spans(chunk), 1))
     try:
         reached = _examine(interview, spans, settings, windows)
         trace = _without_a_trace(interview, reached) if ledger is None and len(reached) > 1 else None
@@ -52,19 +53,32 @@ def audit_scorer(
 
 
 def _examine(interview: Interview, spans: list[Span], settings: Settings, windows: Windows) -> list[Span]:
-    """Examine each state that the budget reaches, with equal shares; returns their spans."""
-    reached = spans[:1]
-    for span in spans[1:]:
-        probes = (len(reached) + 1) * REQUESTS * windows.context
-        if settings.budget_tokens - len(reached) * settings.update_tokens >= probes:
-            reached.append(span)
-    free = settings.budget_tokens - (len(reached) - 1) * settings.update_tokens
+    """Examine the states that the budget reaches, with equal shares; returns all spans up to the last one."""
+    states = _states(spans, settings, windows)
+    budget = (settings.budget_tokens - states[-1] * settings.update_tokens) // len(states)
     interview.scorer.reset()
-    for index, span in enumerate(reached):
+    for index, span in enumerate(spans[: states[-1] + 1]):
         if index:
-            interview.learn(reached[index - 1])
-        interview.examine(span, free // len(reached))
-    return reached
+            interview.learn(spans[index - 1], look=index in states)
+        if index in states:
+            interview.examine(span, budget)
+    return spans[: states[-1] + 1]
+
+
+def _states(spans: list[Span], settings: Settings, windows: Windows) -> list[int]:
+    """Before learning, after the first chunk, and after some later ones drawn by lot.
+
+    What comes early could be told from what comes late, so the lot reaches as far as half of the budget pays for the
+    learning on the way.
+    """
+    least, update = REQUESTS * windows.context, settings.update_tokens
+    count = min(settings.chunks + 1, max(settings.budget_tokens // least, 1))
+    reach = min(len(spans) - 1, settings.budget_tokens // 2 // update if update else len(spans))
+    later = settings.lots("states").permutation(np.arange(2, reach + 1))[: max(count - 2, 0)]
+    states = [0, *([1] if count > 1 and len(spans) > 1 else []), *sorted(later.tolist())]
+    while len(states) > 1 and settings.budget_tokens - states[-1] * update < len(states) * least:
+        states.pop()
+    return states
 
 
 def _without_a_trace(interview: Interview, spans: list[Span]) -> Worst:
@@ -149,7 +163,7 @@ def _mass(interview: Interview, settings: Settings) -> Finding:
 
 
 def _state(interview: Interview) -> Finding:
-    evidence = {"updates": len(interview.learned), "parts_that_updates_changed": interview.learned}
+    evidence = {"updates": interview.updates, "parts_that_updates_changed": interview.learned[:_SHOWN]}
     if interview.stale or interview.trained_while_scoring:
         says = "State changed while targets were scored; it may change only once they are."
         also = {"changed": interview.stale, "backward_or_steps": interview.trained_while_scoring}
@@ -173,7 +187,7 @@ def _replayed(interview: Interview, settings: Settings) -> Finding:
         "A scorer that has nothing but archive and tokenizer gives the ledger's prices.",
         equal_bits_demanded=interview.exact.compared,
         allowed_nats=settings.tolerance_replay_nats,
-        updates=len(interview.learned),
+        updates=interview.updates,
     )
 
 

@@ -21,7 +21,7 @@ class Settings:
     lot: str
     budget_tokens: int = 1 << 62  # forward tokens that the audit may cost, at most
     cuts: int = 64  # perturbed futures
-    chunks: int = 1  # chunks that are trained on, for scorers that adapt
+    chunks: int = 1  # states after learning that are examined, for scorers that adapt
     update_tokens: int = 0  # what training on one chunk costs
     exposed_targets: int = 512  # of the stream that a scorer gets which asks for all of it
     batch_windows: int = 32
