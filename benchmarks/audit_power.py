@@ -3,9 +3,10 @@
     python benchmarks/audit_power.py [--lots 10]
 
 Fixtures cheat wherever they can. Here the same cheats act seldom, late, far away or at the edges of windows, hide from
-questions, or encipher what they packed. Each is audited with several lots, under the budget of a quick audit (14 % of
-what scoring the stream costs, the states before learning, after one chunk and after two more drawn by lot) and of a
-deep one (as much as scoring it again, the state after every chunk). The table says how often the rule was found broken. docs/audit.md holds the last one.
+questions, or encipher what they packed. Each is audited with several lots. A quick audit may cost 14 % of what scoring
+the stream costs, and looks at the states before learning, after one chunk and after two more drawn by lot; a deep one
+may cost as much as scoring again, and looks at the state after every chunk. The table says how often the rule was found
+broken. docs/audit.md holds the last one.
 """
 
 from __future__ import annotations
