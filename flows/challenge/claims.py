@@ -14,6 +14,7 @@ from flows.challenge.log import decimals
 BASELINE = ("author", "github_id", "name", "blurb", "date", "val_loss", "val_bpb", "bytes_total", "bytes_code")
 _BYTES = ("artifact_bytes", "bytes_total", "total_bytes", "artifact_size_bytes")
 _TOTAL = ("bytes_total", "artifact_bytes_max", "artifact_bytes", "artifact_size_bytes")
+_DIGITS = 30  # before and after the point, more than anything that is measured has
 _STD = re.compile(r"(?:^|_)std(?:_|$)")
 _MEANS = ("val_bpb_mean", "mean_val_bpb", "mean_bpb", "mean_ttt_bpb")
 
@@ -109,11 +110,13 @@ def read_claims(text: str) -> Claims:
 
 
 def as_number(value: Any) -> Decimal | None:
-    """A finite number; what else stands there is none."""
+    """A finite number of a size that can be reckoned with; what else stands there is none."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         return None
     number = Decimal(value)
-    return number if number.is_finite() else None
+    exponent = number.as_tuple().exponent
+    fits = isinstance(exponent, int) and exponent >= -_DIGITS and number.adjusted() <= _DIGITS
+    return number if fits else None
 
 
 def same(declared: Decimal, measured: Decimal | float) -> bool:

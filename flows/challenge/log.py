@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
@@ -20,12 +21,11 @@ _CODE_LINE = re.compile(r"^\s*(?:def |class |import |from \w[\w.]* import )")
 _SOURCE_LINES = 20  # with fewer such lines a block is no script
 
 _SCORE = re.compile(
-    rf"^(?P<label>.*?)[\s:]*\b(?:val_loss|vl)\s*[:=]\s*(?P<loss>{_NUMBER})\s+(?:val_bpb|bpb)\s*[:=]\s*(?P<bpb>{_NUMBER})"
-    r"(?P<rest>.*)$",
-    re.IGNORECASE,
+    rf"\b(?:val_loss|vl)\s*[:=]\s*(?P<loss>{_NUMBER})\s+(?:val_bpb|bpb)\s*[:=]\s*(?P<bpb>{_NUMBER})", re.IGNORECASE
 )
 _CURVE = re.compile(r"^\W*(?:s|step)?[\s:=]*\d+\s*/\s*\d+", re.IGNORECASE)
-_TOOK = re.compile(r"\b(?:eval_time|elapsed|time|t)\s*[:=]\s*([\d.]+)\s*(ms|s)\b")
+_TOOK = re.compile(r"\b(?:eval_time|elapsed|time|t)\s*[:=]\s*(\d+\.?\d*)\s*(ms|s)\b")
+_LEAST, _MOST = Decimal("1e-6"), Decimal("1e6")  # of anything that may be a loss or a score
 # Scores of float weights, or of the network before something else happened to it: no claim rests on them.
 _DIAGNOSTIC = re.compile(r"diag|pre[-_]quant|post[-_ ](?:ema|swa)|\bema\b|\bswa\b", re.IGNORECASE)
 
@@ -140,7 +140,7 @@ def _scripts(lines: Sequence[str]) -> list[tuple[int, int]]:
     for lo, hi in itertools.pairwise(edges):
         code = [number for number in range(lo, hi) if _CODE_LINE.match(lines[number])]
         if len(code) >= _SOURCE_LINES:
-            scores = [number for number in range(lo, code[0]) if _SCORE.match(lines[number].strip())]
+            scores = [number for number in range(lo, code[0]) if _SCORE.search(lines[number])]
             start = code[0] if scores else lo + (lo > 0)
             found.append((start, hi))
     return found
@@ -163,7 +163,8 @@ class _Reader:
             return
         for pattern, note, opens in self._facts:
             if match := pattern.search(line):
-                note(self._run(opens), match)
+                with suppress(ValueError, OverflowError):  # a number of thousands of digits is none
+                    note(self._run(opens), match)
 
     def _run(self, opens: bool) -> LogRun:
         if not self.runs or (opens and self._ended):
@@ -173,17 +174,17 @@ class _Reader:
 
 
 def _score(line: str, number: int) -> Score | None:
-    match = _SCORE.match(line)
+    match = _SCORE.search(line)
     if match is None or _CURVE.match(line):
         return None
     try:
         loss, bpb = Decimal(match["loss"]), Decimal(match["bpb"])
     except InvalidOperation:
         return None
-    if not (loss.is_finite() and bpb.is_finite() and loss > 0 and bpb > 0):
+    if not all(value.is_finite() and _LEAST < value < _MOST for value in (loss, bpb)):
         return None
-    label = match["label"].strip(" :|")
-    took = _TOOK.search(match["rest"])
+    label = line[: match.start()].strip(" :|")
+    took = _TOOK.search(line, match.end())
     seconds = float(took[1]) / (1000 if took[2] == "ms" else 1) if took else None
     return Score(label, loss, bpb, seconds, number, bool(_DIAGNOSTIC.search(label)))
 
@@ -241,7 +242,7 @@ _FACTS: Sequence[tuple[str, Callable[[LogRun, re.Match[str]], None], bool]] = (
     (r"^val_tokens\s*[:=]\s*(\d+)\b", _keep("val_tokens"), True),
     (r"^val_loader:.*\btokens:(\d+)\b", _keep("val_tokens"), True),
     (r"^val:.*\bn:(\d+)\b", _keep("val_tokens"), True),
-    (r"^(?:step|s)?[\s:]*(\d+)/\d+\b.*\b(?:train_time|tt|t)\s*[:=]\s*([\d.]+)ms", _curve, True),
+    (r"^(?:step|s)?[\s:]*(\d+)/\d+\b.*\b(?:train_time|tt|t)\s*[:=]\s*(\d+\.?\d*)ms", _curve, True),
     (r"^stop\w*\b.*\b(?:train_time|tt):\s*(\d+)ms\s+(?:step|s):\s*(\d+)", _stop, True),
     (r"^Serialized model [^:]+:\s*(\d+) bytes", _model, True),
     (r"^INT\d\S* model:\s*(\d+) bytes", _model, True),
@@ -253,9 +254,9 @@ _FACTS: Sequence[tuple[str, Callable[[LogRun, re.Match[str]], None], bool]] = (
     (r"\bTotal submission(?: size)?[^:]*:\s*(\d+) bytes", _keep("total_bytes"), True),
     (r"^total:(\d+)B$", _keep("total_bytes"), True),
     (r"^budget:(\d+)/\d+", _keep("total_bytes"), True),
-    (r"\bcollected \d+ hessians in ([\d.]+)s", _after, True),
-    (r"^artifact_production_wallclock:\s*([\d.]+)s", _seconds("production_s"), False),
-    (r"^total_eval_time:\s*([\d.]+)s", _seconds("eval_s"), False),
+    (r"\bcollected \d+ hessians in (\d+\.?\d*)s", _after, True),
+    (r"^artifact_production_wallclock:\s*(\d+\.?\d*)s", _seconds("production_s"), False),
+    (r"^total_eval_time:\s*(\d+\.?\d*)s", _seconds("eval_s"), False),
     (r"^(?:code_sha256[:=]|train_gpt\.py sha256:)\s*([0-9a-f]{64})\b", _sha256, True),
     (r"^Serialized model:\s*(\d+) bytes sha256:", _model, True),
     (r"^final_(\S+)_sums nats:\S+ targets:(\d+) bytes:(\d+)", _sums, False),

@@ -25,7 +25,7 @@ def unfit_for_the_record(submission: Submission) -> list[str]:
         found.append(f"protocol {submission.protocol} breaks {', '.join(broken)}")
     level, _, what = judge(scores[0]["bytes"], scores[0]["tokens"], 0.5, rules["fingerprint"])
     if level == "error":
-        found.append(f"not scored on the published validation set: {what}")
+        found.append(f"the score's denominator: {what}")
     train = submission.recipe.devices.train
     if train.kind != rules["device"]["kind"]:
         found.append(f"the track is for {rules['hardware']}; this was trained on {train.kind}")

@@ -162,6 +162,16 @@ def test_anything_at_all_in_a_folder_ends_with_a_report(tmp_path: Path) -> None:
     assert not check_folder(folder).strict
 
 
+@pytest.mark.parametrize("number", ["1e-999", "1e999", "-1e400", "0", "9" * 5000, "-0.0", "1e-29"])
+def test_a_number_out_of_all_proportion_is_no_figure_and_no_crash(number: str, tmp_path: Path) -> None:
+    text = json.dumps(claims() | {"val_bpb": "X", "bytes_total": "X", "val_bpb_std": "X", "val_loss": "X"})
+    said = json.dumps(claims()["seed_results"]["1"] | {"val_bpb": "X", "artifact_bytes": "X", "steps": "X"})
+    text = text.replace(json.dumps(claims()["seed_results"]["1"]), said).replace('"X"', number)
+    lines = f"\nseed:{number}\ntrain_shards:{number}\nx val_loss:{number} val_bpb:{number} eval_time:1.2.3ms\n"
+    folder = write(tmp_path, **{"submission.json": text, "train_seed9.log": lines + lines})
+    json.dumps(check_folder(folder).to_dict(), allow_nan=False)
+
+
 # The public records, where a git directory of the challenge's repository with its pull requests is at hand.
 
 
