@@ -95,7 +95,31 @@ def test_a_recipe_runs_at_smoke_and_exercises_all_that_it_has_on(fairway, name, 
     for stage, counter in worked(run):
         with pytest.raises(AssertionError):
             check(recipe, without(run, stage, counter))
+    check_verdict(recipe, run)
     assert run.cpu_s < CPU_LIMIT_S
+
+
+def check_verdict(recipe: Any, run: Finished) -> None:
+    """Each score is found to break what it declares and nothing else. A score at smoke is partial, so E1 stays open."""
+    for part, protocol in recipe.evaluate.items():
+        if protocol.of != "archive":
+            assert "verdict" not in run.result["scores"][part]
+            continue
+        declared = set(run.reports[f"evaluate[{part}]"]["rules_broken"])
+        # The published tail breaks "one pass" and "each once" to the letter; the board has always let it pass.
+        strict = declared | ({"E1"} if protocol.tail_rescore else set[str]())
+        board = declared - ({"C4"} if protocol.tail_rescore and protocol.protocol != "pre_eval" else set[str]())
+        # To adapt to all of the stream again is more than a quick audit may cost, once it has shown what it breaks.
+        doubts = {"E1", "C2", "E4"} if protocol.protocol == "pre_eval" else {"E1"}
+        score = run.tables("audit", "verdict.json")["scores"][part]
+        for policy, broken in (("strict", strict), ("board", board)):
+            judged = score["policies"][policy]["rules"]
+            assert {rule for rule, verdict in judged.items() if verdict == "fail"} == broken, (part, policy, score)
+            assert {rule for rule, verdict in judged.items() if verdict == "unknown"} <= doubts, (part, policy, score)
+            verdict = "not_legal" if broken else "unknown"
+            assert run.result["scores"][part]["verdict"][policy] == verdict, (part, policy)
+    cost = run.result["audit"]
+    assert 0 < cost["forward_tokens"] <= 0.15 * cost["evaluation_forward_tokens"]
 
 
 def check(recipe: Any, run: Finished) -> None:
