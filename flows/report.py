@@ -170,7 +170,7 @@ def _audit(store: Store, records: Records) -> dict[str, Any]:
     if not table:
         return {}
     record = records["audit", ""]
-    challenge = record.components["config"].get("challenge", {})
+    challenge = record.components.get("config", {}).get("challenge", {})
     return {
         "policies": [
             {"name": name, "about": challenge.get("policies", {}).get(name, {}).get("about", ""), "run": outcome,

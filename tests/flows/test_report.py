@@ -169,3 +169,47 @@ def test_a_run_that_stopped_early_has_a_page(bench: Bench) -> None:
 
 def test_the_same_records_give_the_same_page(whole: Bench) -> None:
     assert whole.page() == whole.page()
+
+
+def verdict(outcome: str) -> dict[str, Any]:
+    """verdict.json of one score, as the audit writes it."""
+    rule = {"rule": "C4", "detector": "T4", "verdict": "fail" if outcome == "not_legal" else "pass", "says": "<order>"}
+    judged = {"verdict": outcome, "because": [], "not_judged": []}
+    score = {"verdict": {"strict": outcome, "board": "legal"}, "findings": [rule]}
+    return {
+        "verdict": {"strict": outcome, "board": "legal"},
+        "rules": {"C4": rule["verdict"]},
+        "scores": {"sliding": {**score, "policies": {"strict": judged, "board": {**judged, "verdict": "legal"}}}},
+        "run": [],
+        "rulings": {"horizon": {"question": "may it?", "source": "#1"}},
+        "forward_tokens": 12,
+        "evaluation_forward_tokens": 100,
+    }
+
+
+def audit(bench: Bench, outcome: str) -> None:
+    table = verdict(outcome)
+    policies = {part: score["policies"] for part, score in table["scores"].items()}
+    bench.add("audit", {"verdict/verdict.json": table}, {"verdict": table["verdict"], "scores": policies})
+
+
+def test_a_score_without_audit_is_marked_and_has_no_section(whole: Bench) -> None:
+    page = whole.page()
+    assert "not audited" in page
+    assert "<h2>Audit</h2>" not in page
+
+
+def test_a_score_that_is_not_legal_is_marked_by_policy_with_every_finding(whole: Bench) -> None:
+    audit(whole, "not_legal")
+    page = whole.page()
+    assert "not audited" not in page
+    assert '<span class="mark warn">board: legal, strict: not legal</span>' in page
+    assert "&lt;order&gt;" in page
+    assert "Open question “horizon”: may it? (#1)" in page
+    assert "12 forward tokens, 12.0% of evaluation" in page
+
+
+def test_a_legal_score_carries_no_mark(whole: Bench) -> None:
+    audit(whole, "legal")
+    head = whole.page().partition("</header>")[0]
+    assert "mark warn" not in head
