@@ -49,7 +49,8 @@ def audit_scorer(
         trace = _without_a_trace(interview, reached) if ledger is None and len(reached) > 1 else None
     except BadAnswer as error:
         return [Finding(rule="C2", detector="T2b", verdict="fail", says=f"An answer was refused: {error}.")]
-    return _findings(interview, settings, ledger, trace)
+    found = _findings(interview, settings, ledger, trace)
+    return found if len(reached) == len(spans) else [*found, _unlearned(settings, len(reached) - 1)]
 
 
 def _examine(interview: Interview, spans: list[Span], settings: Settings, windows: Windows) -> list[Span]:
@@ -90,6 +91,14 @@ def _without_a_trace(interview: Interview, spans: list[Span]) -> Worst:
     worst = Worst()
     worst.compare(interview.first_answer(spans[-1]), answer, interview.settings.tolerance, target=spans[-1].lo)
     return worst
+
+
+def _unlearned(settings: Settings, updates: int) -> Finding:
+    says = (
+        f"What it does after update {updates + 1} is not known: to learn from a chunk costs {settings.update_tokens} "
+    )
+    says += f"tokens and the audit may spend {settings.budget_tokens}."
+    return Finding(rule="C3", detector="T3", verdict="unknown", says=says, evidence={"updates": updates})
 
 
 def _unasked(rule: str, settings: Settings) -> Finding:
@@ -147,11 +156,15 @@ def _futures(interview: Interview) -> list[Finding]:
     ]
 
 
+def _normalised_here() -> Finding:
+    says = "The referee divides by the sum over the whole vocabulary itself."
+    return Finding(rule="C2", detector="T2b", verdict="pass", says=says, evidence={"by": "construction"})
+
+
 def _mass(interview: Interview, settings: Settings) -> Finding:
     mass = interview.mass
     if not mass.positions:
-        says = "The referee divides by the sum over the whole vocabulary itself."
-        return Finding(rule="C2", detector="T2b", verdict="pass", says=says, evidence={"by": "construction"})
+        return _normalised_here()
     off = abs(mass.worst - 1)
     return Finding(
         rule="C2",
@@ -220,4 +233,5 @@ def _exposed(scorer: Scorer, stream: TokenStream, windows: Windows, settings: Se
         evidence={"changed": parts[:_SHOWN], "targets_shown": targets},
     )
     says = "Prices depend on tokens that come later, through what was learned from them."
-    return [_judge("C1", "T1", worst, says, cut=cut, targets_shown=targets), early]
+    found = [_judge("C1", "T1", worst, says, cut=cut, targets_shown=targets), early]
+    return [*found, _normalised_here()] if scorer.normalised and not scorer.log_probabilities else found

@@ -251,9 +251,23 @@ def test_who_asks_for_the_whole_stream_breaks_c1_and_c3():
     assert {rule for rule, _ in failing(WantsItAll())} == {"C1", "C3"}
 
 
+def test_who_has_no_distribution_to_begin_with_is_not_said_to_be_normalised_by_the_referee():
+    by_hand = audit_scorer(AHashOfTheTarget, stream(), WINDOWS, 0, SETTINGS)
+    (mass,) = [finding for finding in by_hand if finding.rule == "C2"]
+    assert "by" not in mass.evidence
+    assert mass.evidence["positions"] > 0
+
+
 def test_nothing_is_claimed_of_a_scorer_that_there_is_no_budget_to_ask():
     findings = audit_scorer(Peeks, stream(), WINDOWS, CHUNK, Settings(lot="x", budget_tokens=40))
     assert {finding.verdict for finding in findings} == {"unknown"}
+
+
+def test_a_scorer_that_there_is_no_budget_to_teach_is_not_called_legal():
+    settings = Settings(lot="x", budget_tokens=4000, update_tokens=4000, batch_windows=4)
+    findings = audit_scorer(Honest, stream(), WINDOWS, CHUNK, settings)
+    assert {(f.rule, f.detector) for f in findings if f.verdict == "unknown"} == {("C3", "T3")}
+    assert {f.verdict for f in audit_scorer(Honest, stream(), WINDOWS, 0, settings)} == {"pass"}
 
 
 @pytest.mark.parametrize("budget", [64, 100, 400, 1500, 4000])
