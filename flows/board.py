@@ -15,7 +15,6 @@ from artifacts.store import Store
 from flows.sets import configuration_of, label_of
 from flows.statistics import estimate
 from flows.validation import validation
-from flows.verdict import verdicts
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class _Look:
             run=run,
             protocol=protocol,
             score=run["scores"][protocol],
-            verdict=verdicts(self._store, steps, protocol),
+            verdict=run["scores"][protocol].get("verdict", {}),
             validation=self._validation(run, steps, protocol),
             rejected=self._rejection(steps.get(f"evaluate[{protocol}]", "")),
         )

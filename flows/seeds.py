@@ -20,7 +20,6 @@ from flows.references import Reference, comparable
 from flows.sets import Document, SeedSet, headline, undeclared
 from flows.statistics import FRONTIER_LEVEL, LEVEL, Comparison, Estimate, Scores, compare, detectable, estimate, paired
 from flows.validation import validation
-from flows.verdict import verdicts
 from stages.contract import StageError
 
 Conduct = Callable[[Prepared], Mapping[str, Any]]  # `flows.pipeline.run`
@@ -130,7 +129,7 @@ def result_of(
         "seeds": document["seeds"],
         "protocol": tested,
         "n": len(results),
-        "runs": [_attempt_line(store, attempt, results, tested) for attempt in _by_seed(document)],
+        "runs": [_attempt_line(attempt, results, tested) for attempt in _by_seed(document)],
         "scores": scores,
         "bytes": sizes(results),
         "reference": None,
@@ -241,7 +240,7 @@ def _by_seed(document: Document) -> list[dict[str, Any]]:
 
 
 def _attempt_line(
-    store: Store, attempt: Mapping[str, Any], results: Mapping[int, Mapping[str, Any]], protocol: str
+    attempt: Mapping[str, Any], results: Mapping[int, Mapping[str, Any]], protocol: str
 ) -> dict[str, Any]:
     score = attempt.get("scores", {}).get(protocol, {})
     return {
@@ -251,7 +250,7 @@ def _attempt_line(
         "bpb": score.get("bpb"),
         "nats_per_token": score.get("nats_per_token"),
         "bytes": attempt.get("bytes", {}).get("total"),
-        "verdict": verdicts(store, attempt.get("steps", {}), protocol),
+        "verdict": score.get("verdict", {}),
         "run": attempt["run"],
         "error": attempt.get("error", "").partition("\n")[0],
     }

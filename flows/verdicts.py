@@ -40,7 +40,11 @@ def is_legal(audit: Table, protocol: str) -> bool:
 
 def mark(audit: Table, protocol: str) -> str:
     """A score's verdict in a few words: `legal`, or what stands in the way by each policy; empty if not audited."""
-    found = of_score(audit, protocol)
+    return words(of_score(audit, protocol))
+
+
+def words(found: Mapping[str, str]) -> str:
+    """{policy: outcome} as people read it: one word if the policies agree; empty if there is none."""
     outcomes = set(found.values())
     if len(outcomes) == 1:
         return WORDS[outcomes.pop()]

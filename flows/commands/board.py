@@ -13,7 +13,7 @@ from flows.board import board as make_board
 from flows.commands.seeds import number
 from flows.prepare import local_folder, sweep
 from flows.tables import Table, print_json
-from flows.verdict import verdict_text
+from flows.verdicts import words
 from stages.contract import StageError
 
 
@@ -48,7 +48,7 @@ def _table(group: Mapping[str, Any]) -> Table:
             number(row["mean"]),
             number(row["std"]),
             "" if row["bytes"] is None else f"{row['bytes']:,}",
-            verdict_text(row["verdict"]),
+            words(row["verdict"]) or "not audited",
             "; ".join([*row["not_eligible"], *row["marks"], *_rejected(row)]),
         ]
         for place, row in enumerate(group["rows"], 1)

@@ -16,7 +16,7 @@ from flows.seeds import Show, declare, find_set, result_of, run_set, set_as_refe
 from flows.server import quiet
 from flows.sets import SeedSet, present_state
 from flows.tables import Table, print_json, print_table
-from flows.verdict import verdict_text
+from flows.verdicts import words
 from stages.contract import StageError
 
 FAILED = 1
@@ -92,7 +92,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
             number(run["bpb"]),
             number(run["nats_per_token"]),
             "" if run["bytes"] is None else f"{run['bytes']:,}",
-            verdict_text(run["verdict"]),
+            words(run["verdict"]) or "not audited",
             run["run"],
             run["error"],
         ]

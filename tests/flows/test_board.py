@@ -17,7 +17,7 @@ from artifacts.store import Store
 from flows import step as flows_step
 from flows.board import board
 from flows.prepare import Request, prepare
-from flows.verdict import verdict_text
+from flows.verdicts import words
 
 
 @pytest.fixture
@@ -114,26 +114,17 @@ def test_scores_of_other_documents_parts_or_scales_are_in_groups_of_their_own(as
     assert [group["scale"] for group in groups(asked, scale="one-gpu")] == ["one-gpu"]
 
 
-def test_a_verdict_of_the_audit_counts_by_policy_and_none_says_so(asked: Request):
-    name = run(asked, 1)
+def test_a_verdict_of_the_audit_counts_by_policy_and_the_worst_seeds_is_the_rows(asked: Request):
+    first, second = run(asked, 1), run(asked, 2)
+    for name in (first, second):
+        change(asked, name, score_sliding={"verdict": {}}, score_roundtrip={"verdict": {}})
+    assert rows(asked)[0]["verdict"] == {}
+    legal, broken = {"board": "legal", "strict": "legal"}, {"board": "legal", "strict": "not_legal"}
+    for name, verdict in ((first, legal), (second, broken)):
+        change(asked, name, score_sliding={"verdict": verdict}, score_roundtrip={"verdict": verdict})
     (row,) = rows(asked)
-    assert verdict_text(row["verdict"]) == "board legal, strict unknown"
-    store = Store.open(asked.store)
-    document = store.read_run(name)
-    document["steps"] = [step for step in document["steps"] if step["stage"] != "audit"]
-    store.write_run(document)
-    (row,) = rows(asked)
-    assert (row["verdict"], verdict_text(row["verdict"])) == ({}, "not audited")
-    judged = {"strict": {"verdict": "not_legal"}, "board": {"verdict": "legal"}}
-    folder = Path(asked.store).parent / "audit"
-    (folder / "verdict").mkdir(parents=True)
-    (folder / "verdict" / "verdict.json").write_text("{}")
-    report = {"scores": {"sliding": judged, "roundtrip": judged}}
-    store.publish(stage="audit", key="a" * 64, folder=folder, components={}, report=report, inputs={})
-    document["steps"].append({"stage": "audit", "part": "", "key": "a" * 64})
-    store.write_run(document)
-    (row,) = rows(asked)
-    assert verdict_text(row["verdict"]) == "board legal, strict not legal"
+    assert row["verdict"] == {"board": "legal", "strict": "not_legal"}
+    assert words(row["verdict"]) == "board: legal, strict: not legal"
     assert row["not_eligible"] == []
     assert rows(asked, policy="strict")[0]["not_eligible"] == ["audit: not legal (strict)"]
 
