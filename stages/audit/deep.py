@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from model.protocol import Protocol
 from model.windows import Windows
 from stages.audit import rescore
 from stages.audit.closed_world import CannotTrace, Seen, traced
@@ -43,9 +44,11 @@ class ClosedFolder:
         shutil.copytree(inputs["val"], folder / "val")
         return cls(folder, runtime.scratch, runtime.device)
 
-    def rescore(self, name: str, protocol: Mapping[str, Any], targets: int = 0, ranks: int = 1) -> LedgerFile:
+    def rescore(
+        self, name: str, protocol: Mapping[str, Any], targets: int = 0, ranks: int = 1, device: Device | None = None
+    ) -> LedgerFile:
         """Score again, in as many processes as there are ranks. Raises CalledProcessError."""
-        command, out = self._command(name, protocol, targets)
+        command, out = self._command(name, protocol, targets, device or self.device)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -72,7 +75,7 @@ class ClosedFolder:
 
     def rescore_traced(self, name: str, protocol: Mapping[str, Any]) -> tuple[LedgerFile, Seen]:
         """Score again, watched by the system. Raises CannotTrace or CalledProcessError."""
-        command, out = self._command(name, protocol, 0)
+        command, out = self._command(name, protocol, 0, self.device)
         # Its parent is the tracer, and ends with this process's group.
         known = {key: value for key, value in environment(self.scratch).items() if key != PARENT}
         # What a compiler finds, it has made itself in this very run.
@@ -85,10 +88,10 @@ class ClosedFolder:
         seen.outside = {path for path in seen.outside - own if not path.startswith(f"{fresh.resolve()}/")}
         return LedgerFile.read(out), seen
 
-    def _command(self, name: str, protocol: Mapping[str, Any], targets: int) -> tuple[list[str], Path]:
+    def _command(self, name: str, protocol: Mapping[str, Any], targets: int, device: Device) -> tuple[list[str], Path]:
         job, out = self.scratch / f"{name}.job.json", self.scratch / f"{name}.ledger"
         job.write_text(
-            json.dumps({"protocol": dict(protocol), "targets": targets, "device": asdict(self.device)}),
+            json.dumps({"protocol": dict(protocol), "targets": targets, "device": asdict(device)}),
             encoding="utf-8",
         )
         return [sys.executable, "-m", rescore.__name__, str(job), str(out)], out
@@ -105,7 +108,7 @@ def audit_deeply(
     """Score one protocol again: alone and watched, shorter, and on two ranks."""
     found = [*_closed(folder, name, protocol, settings, ledger)]
     found.append(_prefixes(folder, name, protocol, windows, settings, ledger))
-    found.append(_ranks(folder, name, protocol, windows, settings, ledger))
+    found.append(_ranks(folder, name, protocol, windows, settings))
     says = "No protocol here claims to score documents alone; windows reach across their borders."
     return [*found, Finding(rule="C1", detector="T9", verdict="not_applicable", says=says)]
 
@@ -179,7 +182,9 @@ def _prefixes(
     ledger: LedgerFile,
 ) -> Finding:
     """T6: the beginning of the stream costs the same when the stream ends early."""
-    lengths = sorted({max(windows.targets * part // 3 | 1, windows.context) for part in (1, 2)})
+    kept = min(windows.targets, len(ledger.head_N2))  # only there prices can be compared
+    shortest = min(_steps(Protocol.from_dict(protocol)), windows.targets)
+    lengths = sorted({max(kept * part // 3 | 1, shortest) for part in (1, 2)})
     plain = {**protocol, "tail_rescore": False, "drop_partial_row": False}
     try:
         shorter = [folder.rescore(f"{name}-{length}", plain, targets=length) for length in lengths]
@@ -189,24 +194,25 @@ def _prefixes(
 
 
 def _ranks(
-    folder: ClosedFolder,
-    name: str,
-    protocol: Mapping[str, Any],
-    windows: Windows,
-    settings: Settings,
-    ledger: LedgerFile,
+    folder: ClosedFolder, name: str, protocol: Mapping[str, Any], windows: Windows, settings: Settings
 ) -> Finding:
-    """T7: two ranks find the prices of one."""
-    if folder.device.kind != "cpu":
-        says = "Two ranks need two GPUs of their own; the audit has one."
-        return Finding(rule="C1", detector="T7", verdict="unknown", says=says)
-    targets = max(windows.targets // 2, windows.context)
+    """T7: two ranks find the prices of one. On CPUs, whatever scored: ranks share alike on any device."""
+    read = Protocol.from_dict(protocol)
+    targets = min(windows.targets, max(2 * read.chunk_tokens, _steps(read)))
     plain = {**protocol, "tail_rescore": False, "drop_partial_row": False}
+    cpu = replace(folder.device, kind="cpu", model="")
+    if folder.device.kind != "cpu":
+        plain["compile"] = "off"
     try:
-        one, two = (folder.rescore(f"{name}-of-{n}", plain, targets=targets, ranks=n) for n in (1, _RANKS))
+        one, two = (folder.rescore(f"{name}-of-{n}", plain, targets, n, cpu) for n in (1, _RANKS))
     except subprocess.CalledProcessError as failed:
         return _failed("C1", "T7", failed)
     return _compared("T7", "how many ranks score", [_off(one, two)], settings, ranks=_RANKS, targets=targets)
+
+
+def _steps(protocol: Protocol) -> int:
+    """Targets of a stream that has a few windows, and a step for every phase of an adaptation before scoring."""
+    return max((4, *(phase.batch_sequences for phase in protocol.phases))) * protocol.context_tokens
 
 
 def _compared(detector: str, what: str, off: list[float], settings: Settings, **also: Any) -> Finding:
