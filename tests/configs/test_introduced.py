@@ -154,7 +154,7 @@ def test_no_code_of_a_stage_builds_a_configuration_from_defaults() -> None:
     root = Path(__file__).resolve().parents[2]
     built: list[str] = []
     for path in [*(root / "model").glob("*.py"), *(root / "stages").rglob("*.py")]:
-        if path.name == "config.py":
+        if path.name == "config.py" or "fixtures" in path.parts:  # fixtures are in no stage's closure
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         from_config = [
