@@ -83,7 +83,8 @@ def test_results_that_differ_leave_the_first_and_both_go_on_with_it(tmp_path: Pa
     second = run_toy(request(tmp_path, tree, force=("train",)))
     trained = [next(o.record for o in outcomes if o.step.stage == "train") for outcomes in (first, second)]
     assert trained[0] == trained[1]
-    assert [o.state for o in second if o.step.stage != "train"] == ["cached"] * 13
+    assert {o.state for o in second if o.step.stage != "train"} == {"cached"}
+    assert len(second) == len(first)
     assert list((tmp_path / "store" / "conflicts" / "train").rglob("*.json"))
 
 
