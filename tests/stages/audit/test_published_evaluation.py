@@ -73,7 +73,7 @@ def test_1033_scores_in_order_but_its_mixer_is_no_distribution(checkout, tokens)
     assert {rule for rule, _ in failed(found)} == {"C2", "C4", "E1", "C1"}
     assert {detector for rule, detector in failed(found) if rule == "C1"} == {"T6"}  # its rate's horizon is val's end
     (mass,) = found["C2", "T2b"].evidence["sums"].values()
-    assert mass > 2
+    assert mass > 1.2  # of 16 tokens; 5 of 64, hundreds of 1,024
     assert {found["C3", "T4"].verdict, found["C3", "T3"].verdict} == {"pass"}
 
 
