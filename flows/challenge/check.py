@@ -20,6 +20,7 @@ CHECKS: tuple[Check, ...] = (
     check_package.check_json,
     check_package.check_sizes,
     check_package.check_code,
+    check_package.check_models,
     check_claims.check_seeds,
     check_claims.check_values,
     check_claims.check_statistics,

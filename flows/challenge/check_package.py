@@ -120,6 +120,18 @@ def _check_identity(folder: Folder) -> Iterator[Finding]:
             yield Finding("error", "S4", "I41", text)
 
 
+def check_models(folder: Folder, rules: Rules) -> Iterator[Finding]:
+    """Where logs name the model by its sha256, the shipped models are those."""
+    del rules
+    named = {each.run.model_sha256 for each in folder.evidence if each.run.model_sha256}
+    for path in folder.models if named else ():
+        with (folder.path / path).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found not in named:
+            text = f"{path} has sha256 {found[:12]}, which no log names: it is not what was scored"
+            yield Finding("error", "S4", "I41", text)
+
+
 def _not_of(each: Evidence, folder: Folder) -> str | None:
     """How a log's code differs from the folder's, or None where it does not, or says nothing."""
     assert folder.script is not None

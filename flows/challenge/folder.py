@@ -47,10 +47,14 @@ class Folder:
         return [each for each in self.evidence if each.seed == seed]
 
     @property
+    def models(self) -> dict[str, int]:
+        """The model files that are shipped, with their bytes."""
+        return {path: size for path, size in self.files.items() if path.endswith(_MODEL)}
+
+    @property
     def model_bytes(self) -> int | None:
         """The largest model file that is shipped."""
-        sizes = [size for path, size in self.files.items() if path.endswith(_MODEL)]
-        return max(sizes, default=None)
+        return max(self.models.values(), default=None)
 
 
 def read_folder(path: Path) -> Folder:

@@ -69,6 +69,7 @@ class LogRun:
     model_bytes: int | None = None
     total_bytes: int | None = None
     code_sha256: str | None = None
+    model_sha256: str | None = None
     targets: dict[str, tuple[int, int]] = field(default_factory=dict)  # score -> targets and bytes, where they are told
     eval_times_s: dict[str, float] = field(default_factory=dict)  # score -> seconds, on a line of their own
     scores: list[Score] = field(default_factory=list)
@@ -222,8 +223,11 @@ def _seconds(name: str) -> Callable[[LogRun, re.Match[str]], None]:
     return note
 
 
-def _sha256(run: LogRun, match: re.Match[str]) -> None:
-    run.code_sha256 = match[1].lower()
+def _sha256(name: str) -> Callable[[LogRun, re.Match[str]], None]:
+    def note(run: LogRun, match: re.Match[str]) -> None:
+        setattr(run, name, match[1].lower())
+
+    return note
 
 
 def _sums(run: LogRun, match: re.Match[str]) -> None:
@@ -257,7 +261,8 @@ _FACTS: Sequence[tuple[str, Callable[[LogRun, re.Match[str]], None], bool]] = (
     (r"\bcollected \d+ hessians in (\d+\.?\d*)s", _after, True),
     (r"^artifact_production_wallclock:\s*(\d+\.?\d*)s", _seconds("production_s"), False),
     (r"^total_eval_time:\s*(\d+\.?\d*)s", _seconds("eval_s"), False),
-    (r"^(?:code_sha256[:=]|train_gpt\.py sha256:)\s*([0-9a-f]{64})\b", _sha256, True),
+    (r"^(?:code_sha256[:=]|train_gpt\.py sha256:)\s*([0-9a-f]{64})\b", _sha256("code_sha256"), True),
+    (r"^Serialized model:.* sha256:([0-9a-f]{64})\b", _sha256("model_sha256"), True),
     (r"^Serialized model:\s*(\d+) bytes sha256:", _model, True),
     (r"^final_(\S+)_sums nats:\S+ targets:(\d+) bytes:(\d+)", _sums, False),
     (r"^final_(\S+) eval_time:(\d+)ms$", _eval_time, False),

@@ -59,6 +59,18 @@ def _check(arguments: argparse.Namespace) -> int:
         return 0 if passes else FOUND_FAULTS
     rows = [[f.level, " ".join(filter(None, (f.rule, f.kind))), f.text] for f in report.findings]
     print_table(["level", "rule", "finding"], rows, report.folder)
+    sizes = [
+        [row["log"], row["seed"], *(_bytes(row[way]) for way in ("logged", "on_disk", "every_source"))]
+        for row in report.figures["sizes"]
+    ]
+    if sizes:
+        ways = ["as logged", "as it lies here", "with every source"]
+        print_table(
+            ["log", "seed", *ways], sizes, f"code and model, of {report.figures['cap_bytes']:,} bytes", " ".join(ways)
+        )
+    if found := report.figures["statistics"]:
+        spread = f", sample deviation {found['std_ddof1']:.8f} (ddof 1)" if "std_ddof1" in found else ""
+        sys.stdout.write(f"{found['mean_bpb']:.8f} BPB, mean over {found['n']} seed(s){spread}\n")
     if tested := report.figures.get("against"):
         headings = ["against " + tested["row"], "unit", "improvement", "t", "df", "p"]
         print_table(headings, [_reading(reading) for reading in tested["readings"]])
@@ -69,6 +81,10 @@ def _check(arguments: argparse.Namespace) -> int:
         f"and {verdicts[report.board]} the policy of the board. No score was audited: that takes the archive.\n"
     )
     return 0 if passes else FOUND_FAULTS
+
+
+def _bytes(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
 
 
 def _reading(reading: Mapping[str, Any]) -> list[str]:

@@ -70,6 +70,34 @@ def test_private_abbreviations_are_understood() -> None:
     assert [str(score.val_bpb) for score in run.final_scores] == ["0.43106222"]
 
 
+OURS = """\
+Running Python 3.13.1
+train_gpt.py sha256:{sha}
+Code size: 31415 bytes
+device:NVIDIA H100 80GB HBM3 world_size:8 seed:42
+train_loader:dataset:fineweb10B_sp1024 train_shards:80 tokens:8000000000
+model_params:27124828
+step:200/9000 train_loss:3.1000 train_time:17000ms step_avg:85.00ms
+stopping_early: wallclock_cap train_time:598010ms step:6990/9000
+Serialized model: 15900000 bytes sha256:{sha}
+Total submission size: 15931415 bytes
+val_loader:dataset:fineweb10B_sp1024 val_shards:1 tokens:62021846
+final_ttt_exact val_loss:1.88899865 val_bpb:1.11877140
+final_ttt_sums nats:117158778.1 targets:62021632 bytes:151080363 ledger_sha256:{sha} rules_broken:-
+final_ttt eval_time:421000ms
+"""
+
+
+def test_what_our_own_script_prints_is_understood() -> None:
+    (run,) = read_log("train_seed42.log", OURS.format(sha="ab" * 32)).runs
+    assert (run.seed, run.steps, run.train_s, run.train_shards) == (42, 6990, 598.01, 80)
+    assert (run.code_bytes, run.model_bytes, run.total_bytes) == (31415, 15_900_000, 15_931_415)
+    assert run.code_sha256 == "ab" * 32
+    assert run.targets == {"ttt": (62_021_632, 151_080_363)}  # the loader's tokens are more than the targets
+    assert run.eval_times_s == {"ttt": 421.0}
+    assert [score.name for score in run.final_scores] == ["ttt"]
+
+
 def test_a_clock_before_each_line_changes_nothing() -> None:
     stamped = "".join(f"1776144151.926 {line}\n" for line in log(1).splitlines())
     assert read_log("x", stamped).runs[0] == read_log("x", log(1)).runs[0]

@@ -89,6 +89,10 @@ def test_archives_are_shipped_when_asked_for(runs: Runs) -> None:
     folder = submit(runs, runs.run_set(1, 2, 3).id, archives=True).path
     assert (folder / "final_model_seed2.fwy").read_bytes() == b"2" * 15_000
     assert "archive of seed 2" in (folder / "README.md").read_text(encoding="utf-8")
+    assert check_folder(folder).strict
+    (folder / "final_model_seed2.fwy").write_bytes(b"3" + b"2" * 14_999)
+    (fault,) = check_folder(folder).findings
+    assert "final_model_seed2.fwy has sha256" in fault.text
 
 
 def test_runs_that_failed_and_runs_that_were_not_declared_are_told(runs: Runs) -> None:
