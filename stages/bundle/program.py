@@ -26,7 +26,10 @@ def program(sources: Mapping[str, str], recipe: Mapping[str, Any]) -> str:
         raise StageError(f"the program is {ENTRY}; the source tree does not have it; start from a whole one")
     trees = {name: stripped(name, source) for name, source in sources.items()}
     module = reduced(merge(trees, ENTRY), known_objects(recipe))
-    baked = literal(needed(recipe, words_of(module)))
+    baked = dict(recipe)
+    if "evaluate" in recipe:
+        baked["evaluate"] = {name: spare(protocol) for name, protocol in recipe["evaluate"].items()}
+    baked = literal(needed(baked, words_of(module)))
     preserved = ["main", *classes_asked_for_their_names(trees)]
     for node in ast.walk(module):
         if isinstance(node, ast.arg):
@@ -58,6 +61,18 @@ def unchecked(module: ast.Module) -> None:
     for node in module.body:
         if isinstance(node, ast.ClassDef) and node.name == "GPTConfig":
             node.body = [each for each in node.body if getattr(each, "name", "") != "__post_init__"]
+
+
+def spare(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol without the adaptation that it does not do."""
+    phases = {name: phase for name, phase in protocol.get("pre_eval", {}).items() if phase.get("epochs")}
+    mixer = protocol.get("mixer", {})
+    kept = {
+        "ttt": protocol.get("ttt") if protocol.get("protocol") == "ttt" else None,
+        "pre_eval": phases,
+        "mixer": {"kind": "off"} if mixer.get("kind") == "off" else mixer,
+    }
+    return {name: kept.get(name, value) for name, value in protocol.items() if kept.get(name, value) not in (None, {})}
 
 
 def needed(recipe: Any, words: set[str], table: bool = False) -> Any:

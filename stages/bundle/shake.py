@@ -11,7 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from stages.bundle.merge import names_bound_by
+from stages.bundle.values import Reason
 
+# Methods that nn.Module and Optimizer have too, and so may call; a test compares them.
+TORCH_BASES = {"nn.Module", "Optimizer"}
+HOOKS = {"forward", "step"}
 # Bases whose own methods call none of ours by name.
 WEAK = {"STEPS"}  # tables that list classes by name: an entry is needed where something else can make one
 INERT_BASES = {"ABC", "NamedTuple", "ValueError", "BaseException", "Exception", "RuntimeError", "Protocol"}
@@ -34,8 +38,10 @@ class Reach:
         self._classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
         self._reached: set[int] = set()
         self._words: set[str] = set()  # attributes and texts of what is reached
+        self._own: set[tuple[str, str]] = set()  # (class, attribute), where the class is known
+        self._reason = Reason(module, {})
         self._waiting: list[ast.AST] = []
-        self._optional: list[tuple[str, ast.FunctionDef]] = []  # methods not reached yet
+        self._optional: list[tuple[str, ast.FunctionDef]] = []  # class and method, not reached yet
         self._outside = outside(module)
         self._overridden = {id(method) for method in overridden(module)}
 
@@ -45,9 +51,9 @@ class Reach:
         while self._waiting:
             self._scan(self._waiting.pop())
             if not self._waiting:
-                called = [method for name, method in self._optional if name in self._words]
-                self._optional = [each for each in self._optional if each[0] not in self._words]
-                self._waiting += called
+                called = [each for each in self._optional if each[1].name in self._words or self._is_own(each)]
+                self._optional = [each for each in self._optional if each not in called]
+                self._waiting += [method for _, method in called]
         dropped = {id(method) for _, method in self._optional} | self._overridden
         body: list[ast.stmt] = []
         for statement in self._module.body:
@@ -60,6 +66,9 @@ class Reach:
             body.append(statement)
         self._module.body = body
         return self._module
+
+    def _is_own(self, method: tuple[str, ast.FunctionDef]) -> bool:
+        return (method[0], method[1].name) in self._own
 
     def _name(self, name: str) -> None:
         for statement in self._definitions.get(name, []):
@@ -86,34 +95,45 @@ class Reach:
         if isinstance(node, ast.Name):
             self._name(node.id)
         elif isinstance(node, ast.Attribute):
-            if not isinstance(node.ctx, ast.Store) and not (
-                isinstance(node.value, ast.Name) and node.value.id in self._outside
-            ):
+            if isinstance(node.ctx, ast.Store) or (isinstance(node.value, ast.Name) and node.value.id in self._outside):
+                return
+            owners = self._reason.receivers(node)
+            if owners is None:
                 self._words.add(node.attr)
+            else:
+                self._own |= {(owner, node.attr) for owner in owners}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             self._words.add(node.value)
 
     def _scan_class(self, node: ast.ClassDef) -> None:
-        inert = self._is_inert(node)
+        hooks = self._hooks(node)
         for part in (*node.decorator_list, *node.bases, *node.keywords):
             self._scan(part)
         for statement in node.body:
             if id(statement) in self._overridden:
                 continue
-            if isinstance(statement, ast.FunctionDef) and inert and not is_special(statement.name):
+            if (
+                isinstance(statement, ast.FunctionDef)
+                and statement.name not in hooks
+                and not is_special(statement.name)
+            ):
                 for part in (*statement.decorator_list, *defaults(statement)):
                     self._scan(part)
-                self._optional.append((statement.name, statement))
+                self._optional.append((node.name, statement))
             else:
                 self._scan(statement)
 
-    def _is_inert(self, node: ast.ClassDef) -> bool:
-        """Whether nothing outside calls methods of this class by name."""
-        return all(
-            isinstance(base, ast.Name)
-            and (base.id in INERT_BASES or (base.id in self._classes and self._is_inert(self._classes[base.id])))
-            for base in node.bases
-        )
+    def _hooks(self, node: ast.ClassDef) -> set[str]:
+        """The methods of a class that something outside may call by name."""
+        found = set[str]()
+        for base in node.bases:
+            name = ast.unparse(base)
+            if name in self._classes:
+                found |= self._hooks(self._classes[name])
+            elif name not in INERT_BASES:
+                every = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+                found |= HOOKS if name in TORCH_BASES else every
+        return found
 
 
 def is_weak(node: ast.AST) -> bool:

@@ -10,6 +10,9 @@ import string
 from collections import Counter
 from collections.abc import Iterator
 
+from stages.bundle.shake import INERT_BASES
+from stages.bundle.values import Reason
+
 
 def shorten(module: ast.Module) -> ast.Module:
     """Parameters that nothing passes by keyword become positional only; private attributes get names of two letters."""
@@ -49,7 +52,12 @@ def unmark(source: str) -> str:
 
 
 def short_attributes(module: ast.Module) -> ast.Module:
-    """Rename the private attributes and methods that this program itself defines, wherever they stand."""
+    """Rename attributes and methods that this program defines: private ones, and those that only its objects have."""
+    reason = Reason(module, {})
+    foreign = {
+        node.attr for node in ast.walk(module) if isinstance(node, ast.Attribute) and reason.receivers(node) is None
+    }
+    outside = known_outside(module)
     own, taken, uses = set[str](), set[str](), Counter[str]()
     for node in ast.walk(module):
         if isinstance(node, ast.ClassDef):
@@ -66,7 +74,11 @@ def short_attributes(module: ast.Module) -> ast.Module:
                 own.add(node.attr)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             taken.add(node.value)
-    private = {name for name in own - taken if name.startswith("_") and not name.startswith("__")}
+    private = {
+        name
+        for name in own - taken - outside
+        if not name.startswith("__") and (name.startswith("_") or name not in foreign)
+    }
     names = fresh(taken | set(uses) | own)
     renamed = {
         name: next(names) for name, _ in sorted(uses.items(), key=lambda each: (-each[1], each[0])) if name in private
@@ -79,6 +91,22 @@ def short_attributes(module: ast.Module) -> ast.Module:
                 if isinstance(each, ast.FunctionDef):
                     each.name = renamed.get(each.name, each.name)
     return module
+
+
+def known_outside(module: ast.Module) -> set[str]:
+    """Attributes of classes that derive from one outside, which may know them: a module's are its parameters' names."""
+    classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
+
+    def is_ours(node: ast.ClassDef) -> bool:
+        bases = [ast.unparse(base) for base in node.bases]
+        return all(base in INERT_BASES or (base in classes and is_ours(classes[base])) for base in bases)
+
+    found = set[str]()
+    for node in classes.values():
+        if not is_ours(node):
+            found |= {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+            found |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+    return found
 
 
 def fresh(taken: set[str]) -> Iterator[str]:

@@ -89,8 +89,10 @@ class Strip(ast.NodeTransformer):
                 body += visited if isinstance(visited, list) else [visited] if visited else []
         if any(name.id == "Protocol" for part in node.bases for name in names(part)):
             node.bases, body = [], []
+        # What is abstract says something to a reader only.
+        body = [each for each in body if not (isinstance(each, ast.FunctionDef) and is_abstract(each))]
         node.body = body or [ast.Pass()]
-        node.bases = [self.visit(base) for base in node.bases]
+        node.bases = [base for base in node.bases if not (isinstance(base, ast.Name) and base.id == "ABC")]
         self._classes.add(node.name)
         return node
 
@@ -113,6 +115,11 @@ class Strip(ast.NodeTransformer):
         if isinstance(node.exc, ast.Call):
             node.exc.args = [first_clause(arg) for arg in node.exc.args]
         return node
+
+
+def is_abstract(function: ast.FunctionDef) -> bool:
+    """Whether a derived class must have its own."""
+    return any(isinstance(each, ast.Name) and each.id == "abstractmethod" for each in function.decorator_list)
 
 
 def looks(test: ast.expr) -> bool:

@@ -9,6 +9,7 @@ from outside their class.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,7 @@ class Facts:
     calls: dict[str, list[tuple[ast.Call, Place]]] = field(default_factory=dict)  # of a name
     loads: dict[str, int] = field(default_factory=dict)  # of a name, calls included
     stores: dict[str, list[tuple[ast.ClassDef | None, ast.expr | None, Place]]] = field(default_factory=dict)
+    places: dict[int, Place] = field(default_factory=dict)  # of attributes, by id
     bound: dict[int, dict[str, list[tuple[ast.expr | None, Place]]]] = field(default_factory=dict)
 
 
@@ -106,8 +108,8 @@ class Collect(ast.NodeVisitor):
         self._inside(node, [node.body])
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        """Methods know their class."""
-        for each in (*node.decorator_list, *node.bases, *node.keywords):
+        """Methods know their class. To derive from a class is not to hand it around."""
+        for each in (*node.decorator_list, *(base for base in node.bases if not isinstance(base, ast.Name))):
             self.visit(each)
         before, self._place = self._place, Place(self._place.scopes, node)
         for each in node.body:
@@ -122,6 +124,8 @@ class Collect(ast.NodeVisitor):
             return
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             self.facts.loads[node.id] = self.facts.loads.get(node.id, 0) + 1
+        elif isinstance(node, ast.Attribute):
+            self.facts.places[id(node)] = self._place
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             self.facts.calls.setdefault(node.func.id, []).append((node, self._place))
         for target, value in targets(node):
@@ -170,7 +174,7 @@ class Reason:
         self.facts = Collect(module).facts
         self._known = known
         self._answers: dict[tuple[int, str], Values] = {}
-        self._locals: dict[int, set[str]] = {}
+        self._locals: dict[int, tuple[Scope, Mapping[str, int]]] = {}  # with the scope, whose id must not be used again
         self._methods = {
             each.name for node in self.facts.classes.values() for each in node.body if isinstance(each, ast.FunctionDef)
         }
@@ -200,10 +204,17 @@ class Reason:
         found = {True if isinstance(v, Instance) else bool(v) for v in values}
         return found.pop() if len(found) == 1 else None
 
-    def _bound_in(self, scope: ast.FunctionDef | ast.Lambda) -> set[str]:
+    def _bound_in(self, scope: Scope) -> Mapping[str, int]:
+        """The names that a scope binds, with how often its statements do."""
         if id(scope) not in self._locals:
-            self._locals[id(scope)] = bound_in(scope)
-        return self._locals[id(scope)]
+            if isinstance(scope, frozenset):
+                found = Counter(scope)
+            else:
+                body = scope.body if isinstance(scope.body, list) else [scope.body]
+                found = Counter(name for statement in body for name in bound_by(statement))
+                found.update(dict.fromkeys(bound_in(scope) - set(found), 0))
+            self._locals[id(scope)] = (scope, found)
+        return self._locals[id(scope)][1]
 
     def _may_be_false(self, instance: Instance) -> bool:
         family = self._family(instance.name)
@@ -257,8 +268,8 @@ class Reason:
         argument = next((arg for arg in args if arg.arg == name), None)
         found: Values = None
         if argument is not None:
-            found = None if list(binders(scope, name)) else self._parameter(scope, argument, outside)
-        elif len(sites) == 1 and sites[0][0] is not None and list(binders(scope, name)) == [name]:
+            found = None if self._bound_in(scope)[name] else self._parameter(scope, argument, outside)
+        elif len(sites) == 1 and sites[0][0] is not None and self._bound_in(scope)[name] == 1:
             found = self.values(*sites[0])  # pyright: ignore[reportArgumentType]
         self._answers[key] = found
         return found
@@ -274,10 +285,45 @@ class Reason:
             if name in self._known:
                 return list(self._known[name])
         if owner and scope in owner.body and scope.name == "__init__":
-            return self._from_calls(owner.name, scope, argument, skip=1) if not self._children.get(owner.name) else None
+            return self._from_constructors(owner, scope, argument)
         if not outside.scopes and not owner and self.facts.functions.get(scope.name) is scope:
             return self._from_calls(scope.name, scope, argument, skip=0)
         return None
+
+    def _from_constructors(self, owner: ast.ClassDef, scope: ast.FunctionDef, argument: ast.arg) -> Values:
+        """What an argument of a class's `__init__` can be, derived classes without one of their own included."""
+        found: list[Any] = []
+        made = False
+        for name in sorted(self._below(owner.name)):
+            if name != owner.name and "__init__" in {
+                word for each in self.facts.classes[name].body for word in bound_by(each)
+            }:
+                return None
+            if name in self.facts.loads:
+                values = self._from_calls(name, scope, argument, skip=1)
+                if values is None:
+                    return None
+                made = True
+                found += [each for each in values if not any(same(each, old) for old in found)]
+        return found if made else None
+
+    def receivers(self, node: ast.Attribute) -> set[str] | None:
+        """The classes of ours whose attribute this may be; None where it may be anyone's."""
+        if isinstance(node.value, ast.Name) and node.value.id in self.facts.classes:
+            return self._family(node.value.id)
+        place = self.facts.places.get(id(node))
+        values = self.values(node.value, place) if place else None
+        if not values or not all(isinstance(each, Instance) for each in values):
+            return None
+        return {name for each in values for name in self._family(each.name)}
+
+    def _below(self, name: str) -> set[str]:
+        found, waiting = set[str](), [name]
+        while waiting:
+            each = waiting.pop()
+            found.add(each)
+            waiting += self._children.get(each, ())
+        return found
 
     def _from_calls(self, name: str, scope: ast.FunctionDef, argument: ast.arg, skip: int) -> Values:
         calls = self.facts.calls.get(name, [])
@@ -377,17 +423,32 @@ class Reason:
         return found
 
     def _of_Call(self, node: ast.Call, place: Place) -> Values:
-        if not isinstance(node.func, ast.Name) or any(node.func.id in names_of(scope) for scope in place.scopes):
+        if not isinstance(node.func, ast.Name) or any(node.func.id in self._bound_in(scope) for scope in place.scopes):
             return None
         if node.func.id in self.facts.classes:
             return [Instance(node.func.id)]
         function = self.facts.functions.get(node.func.id)
+        if function and (returned := self._returned(function)):
+            return returned
         if function and len(function.body) == 1 and not function.decorator_list:
             (only,) = function.body
             if isinstance(only, ast.Return) and (only.value is None or isinstance(only.value, ast.Constant)):
                 pure = is_pure([*node.args, *(word.value for word in node.keywords)])
                 return [only.value.value if isinstance(only.value, ast.Constant) else None] if pure else None
         return None
+
+    def _returned(self, function: ast.FunctionDef) -> Values:
+        """The objects of ours that a function with one way out returns."""
+        returns = [each for each in ast.walk(function) if isinstance(each, (ast.Return, ast.Yield, ast.YieldFrom))]
+        key = (id(function), "")
+        if key not in self._answers:
+            self._answers[key] = None
+            (first, *more) = returns or [None]
+            if isinstance(first, ast.Return) and first.value is not None and not more and not function.decorator_list:
+                values = self.values(first.value, Place((function,)))
+                if values and all(isinstance(each, Instance) for each in values):
+                    self._answers[key] = values
+        return self._answers[key]
 
     def _of_IfExp(self, node: ast.IfExp, place: Place) -> Values:
         truth = self.truth(node.test, place)
@@ -447,17 +508,6 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (*SCALARS, tuple)) and isinstance(b, (*SCALARS, tuple)):
         return type(a) is type(b) and a == b
     return a is b or (isinstance(a, Instance) and a == b)
-
-
-def names_of(scope: Scope) -> set[str] | frozenset[str]:
-    """The names that a scope binds."""
-    return scope if isinstance(scope, frozenset) else bound_in(scope)
-
-
-def binders(scope: ast.FunctionDef | ast.Lambda, name: str) -> Iterator[str]:
-    """`name`, once for every place in a function's body that binds it."""
-    for statement in scope.body if isinstance(scope.body, list) else [scope.body]:
-        yield from (each for each in bound_by(statement) if each == name)
 
 
 def is_pure(nodes: list[ast.expr]) -> bool:

@@ -158,7 +158,9 @@ class Trainer:
 
     def _train_step(self, batches: Iterator[Batch], decision: Decision) -> None:
         scale, share = decision.scale, decision.share
-        on_grid = self.progress.qat_steps > 0 or self.schedule.qat_is_due(self.progress.step, scale, share)
+        on_grid = self.config.qat.live and (
+            self.progress.qat_steps > 0 or self.schedule.qat_is_due(self.progress.step, scale, share)
+        )
         if on_grid:
             self._hardness.fill_(self.schedule.qat_hardness(scale, share))
         losses, parameter_norms, gradient_norms = self.update(batches, self.progress.step, scale, on_grid)
@@ -184,7 +186,8 @@ class Trainer:
         """
         config, accumulation = self.config, self.spans.accumulation
         losses = torch.zeros(2, device=self.device)
-        quantised = OnGrid(self._objective.fake.scales(self.model), self._hardness) if on_grid else None
+        fake = self._objective.fake
+        quantised = OnGrid(fake.scales(self.model), self._hardness) if fake and on_grid else None
         for _ in range(accumulation):
             self._stop_if_alone()
             inputs_BT, targets_BT = _next(batches)

@@ -36,7 +36,7 @@ class Objective:
         self._z_loss = config.z_loss
         self._blind = config.network.memory_tokens
         self._renormalise = config.complement.renormalise
-        self.fake = FakeQuantise(config.qat)
+        self.fake = FakeQuantise(config.qat) if config.qat.live else None
 
     def losses(
         self,
@@ -53,7 +53,7 @@ class Objective:
         weights_BT: how much each target counts; None: all the same.
         on_grid: compute with quantised weights; None: with the weights as they are.
         """
-        weights = {} if on_grid is None else self.fake.weights(model, on_grid)
+        weights = self.fake.weights(model, on_grid) if self.fake and on_grid is not None else {}
         logits_BTV = functional_call(model, weights, (inputs_BT,)) if weights else model(inputs_BT)
         nats_BT = cross_entropy(logits_BTV, targets_BT)
         if self._blind:
