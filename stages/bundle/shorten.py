@@ -10,7 +10,7 @@ import string
 from collections import Counter
 from collections.abc import Iterator
 
-from stages.bundle.shake import INERT_BASES
+from stages.bundle.merge import bound_by
 from stages.bundle.values import Reason
 
 
@@ -53,36 +53,12 @@ def unmark(source: str) -> str:
 
 def short_attributes(module: ast.Module) -> ast.Module:
     """Rename attributes and methods that this program defines: private ones, and those that only its objects have."""
-    reason = Reason(module, {})
-    foreign = {
-        node.attr for node in ast.walk(module) if isinstance(node, ast.Attribute) and reason.receivers(node) is None
-    }
-    outside = known_outside(module)
-    own, taken, uses = set[str](), set[str](), Counter[str]()
-    for node in ast.walk(module):
-        if isinstance(node, ast.ClassDef):
-            fields = {
-                each.target.id
-                for each in node.body
-                if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
-            }
-            taken |= fields  # the names of arguments, too
-            own |= {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
-        elif isinstance(node, ast.Attribute):
-            uses[node.attr] += 1
-            if isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self":
-                own.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            taken.add(node.value)
-    private = {
-        name
-        for name in own - taken - outside
-        if not name.startswith("__") and (name.startswith("_") or name not in foreign)
-    }
+    uses = Counter(node.attr for node in ast.walk(module) if isinstance(node, ast.Attribute))
+    own, taken = defined_here(module)
+    renaming = {name for name in own - taken - known_elsewhere(module) if not name.startswith("__")}
     names = fresh(taken | set(uses) | own)
-    renamed = {
-        name: next(names) for name, _ in sorted(uses.items(), key=lambda each: (-each[1], each[0])) if name in private
-    }
+    often_first = sorted(uses.items(), key=lambda each: (-each[1], each[0]))
+    renamed = {name: next(names) for name, _ in often_first if name in renaming}
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute):
             node.attr = renamed.get(node.attr, node.attr)
@@ -93,20 +69,43 @@ def short_attributes(module: ast.Module) -> ast.Module:
     return module
 
 
-def known_outside(module: ast.Module) -> set[str]:
-    """Attributes of classes that derive from one outside, which may know them: a module's are its parameters' names."""
+def defined_here(module: ast.Module) -> tuple[set[str], set[str]]:
+    """(methods and attributes that objects set on themselves, names that are also spelled in other ways)."""
+    own, taken = set[str](), set[str]()
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef):
+            own |= {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+            # Fields are names of arguments, too; what stands in a class's body is a name in it.
+            taken |= {name for each in node.body if not isinstance(each, ast.FunctionDef) for name in bound_by(each)}
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            own |= {node.attr} if isinstance(node.value, ast.Name) and node.value.id == "self" else set()
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            taken.add(node.value)
+    return own, taken
+
+
+def known_elsewhere(module: ast.Module) -> set[str]:
+    """Attributes that objects from outside may have, or that a base class from outside may know."""
+    reason = Reason(module, {})
+    classes = derived(module)
+    found = {each.attr for node in classes.values() for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+    found |= {each.name for node in classes.values() for each in node.body if isinstance(each, ast.FunctionDef)}
+    for node in ast.walk(module):
+        if isinstance(node, ast.Attribute):
+            owners = reason.receivers(node)
+            if (owners is None and not node.attr.startswith("_")) or (owners and owners & set(classes)):
+                found.add(node.attr)
+    return found
+
+
+def derived(module: ast.Module) -> dict[str, ast.ClassDef]:
+    """The classes that derive from one outside, which may know their attributes: nn.Module names parameters by them."""
     classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
 
     def is_ours(node: ast.ClassDef) -> bool:
-        bases = [ast.unparse(base) for base in node.bases]
-        return all(base in INERT_BASES or (base in classes and is_ours(classes[base])) for base in bases)
+        return all(isinstance(b, ast.Name) and b.id in classes and is_ours(classes[b.id]) for b in node.bases)
 
-    found = set[str]()
-    for node in classes.values():
-        if not is_ours(node):
-            found |= {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
-            found |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
-    return found
+    return {name: node for name, node in classes.items() if not is_ours(node)}
 
 
 def fresh(taken: set[str]) -> Iterator[str]:
