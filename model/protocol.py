@@ -90,7 +90,8 @@ def _settings(kind: type[Any], values: Mapping[str, Any], **given: Any) -> Any:
     """A group of settings from those of `values` that it has."""
     found: dict[str, Any] = {}
     for field in fields(kind):
-        value = values.get(field.name, type(field.default)())
+        off: Any = type(field.default)  # of 0.9: float, and so 0.0
+        value = values.get(field.name, off())
         found[field.name] = tuple(value) if isinstance(value, list) else value
     return kind(**{**found, **given})
 

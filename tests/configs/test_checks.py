@@ -8,15 +8,8 @@ import pytest
 
 from configs.checks import _QAT_MEMBERS, least_archive_bytes, snapshots_taken
 from configs.load import load_recipe, names
-from stages.contract import StageError
+from flows.cli import main
 from stages.train.qat import MEMBERS
-
-
-def refused(recipe: str, *overrides: str, scale: str = "full") -> str:
-    with pytest.raises(StageError) as caught:
-        load_recipe(recipe, scale, overrides)
-    return str(caught.value)
-
 
 NETWORK = "train.network."
 QAT = ["train.qat.mode=ste", "train.qat.below_scale=0.1"]
@@ -118,10 +111,16 @@ QAT = ["train.qat.mode=ste", "train.qat.below_scale=0.1"]
         ("pr398", ["average.seeds=[1, 2]"], ["average.seeds", "kind 'ema'", "[1, 2]"]),
     ],
 )
-def test_what_cannot_work_is_refused_by_name_before_anything_runs(recipe, overrides, expected):
-    message = refused(recipe, *overrides)
+def test_what_cannot_work_is_refused_by_name_before_anything_runs(recipe, overrides, expected, tmp_path, capsys):
+    """As a person types it: exit code 3, one message, no store."""
+    words = [word for override in overrides for word in ("--set", override)]
+    assert main(["run", recipe, *words, "--store", str(tmp_path / "store")]) == 3
+    message = capsys.readouterr().err
+    assert message.startswith("fairway: ")
+    assert "Traceback" not in message
     for part in expected:
         assert part in message, (part, message)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
