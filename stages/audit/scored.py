@@ -50,7 +50,7 @@ def audit_scorer(
     except BadAnswer as error:
         return [Finding(rule="C2", detector="T2b", verdict="fail", says=f"An answer was refused: {error}.")]
     found = _findings(interview, settings, ledger, trace)
-    return found if len(reached) == len(spans) else [*found, _unlearned(settings, len(reached) - 1)]
+    return [*found, _untaught(settings)] if len(reached) == 1 < len(spans) else found
 
 
 def _examine(interview: Interview, spans: list[Span], settings: Settings, windows: Windows) -> list[Span]:
@@ -93,12 +93,12 @@ def _without_a_trace(interview: Interview, spans: list[Span]) -> Worst:
     return worst
 
 
-def _unlearned(settings: Settings, updates: int) -> Finding:
+def _untaught(settings: Settings) -> Finding:
     says = (
-        f"What it does after update {updates + 1} is not known: to learn from a chunk costs {settings.update_tokens} "
+        f"What it does once it has learned is not known: to learn from a chunk costs {settings.update_tokens} tokens, "
     )
-    says += f"tokens and the audit may spend {settings.budget_tokens}."
-    return Finding(rule="C3", detector="T3", verdict="unknown", says=says, evidence={"updates": updates})
+    says += f"and the audit may spend {settings.budget_tokens}."
+    return Finding(rule="C3", detector="T3", verdict="unknown", says=says)
 
 
 def _unasked(rule: str, settings: Settings) -> Finding:
@@ -177,9 +177,10 @@ def _mass(interview: Interview, settings: Settings) -> Finding:
 
 def _state(interview: Interview) -> Finding:
     evidence = {"updates": interview.updates, "parts_that_updates_changed": interview.learned[:_SHOWN]}
-    if interview.stale or interview.trained_while_scoring:
+    trained = interview.trained_while_scoring + interview.scorer.trained_while_scoring
+    if interview.stale or trained:
         says = "State changed while targets were scored; it may change only once they are."
-        also = {"changed": interview.stale, "backward_or_steps": interview.trained_while_scoring}
+        also = {"changed": interview.stale, "backward_or_steps": trained}
         return Finding(rule="C3", detector="T3", verdict="fail", says=says, evidence={**evidence, **also})
     says = "Weights, optimizer, counts and caches were the same before and after scoring."
     return Finding(rule="C3", detector="T3", verdict="pass", says=says, evidence=evidence)

@@ -36,6 +36,8 @@ class Scorer(ABC):
     """Whether the scorer asks for the whole stream before it scores: `expose` is called after `reset`."""
     trained_tokens: int = 0
     """Inputs that went forward in training since it was opened: part of what an audit costs."""
+    trained_while_scoring: int = 0
+    """Backward passes and optimizer steps inside `score` or `price` that only its own process could see."""
 
     @abstractmethod
     def reset(self) -> None:

@@ -223,6 +223,15 @@ def test_the_state_s_hash_sees_what_changed():
     assert state.evidence["changed"][0]["parts"] == ["table"]
 
 
+def test_training_that_only_the_scorer_s_own_process_sees_counts():
+    class Elsewhere(Honest):
+        def score(self, inputs_BT, scored):
+            self.__class__.trained_while_scoring += 1  # as a remote scorer hears of it
+            return super().score(inputs_BT, scored)
+
+    assert failing(Elsewhere()) == {("C3", "T3")}
+
+
 def test_who_denies_having_a_state_is_caught_by_asking_twice():
     assert ("C3", "T17") in failing(LearnsAndHidesIt())
 
