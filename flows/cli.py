@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts.errors import AmbiguousKey, BadArchive, BadName, LeaseCancelled, NotFound, StoreError, UnsafeURL
-from flows.commands.serve_arguments import SERVER_COMMANDS, add_server
+from flows.commands.serve_arguments import SERVER_COMMANDS, add_doctor, add_pool, add_server, add_steering
 from flows.launch import Interrupted, StageFailed
 from stages.contract import StageError
 
@@ -81,8 +81,8 @@ def parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_score(commands)
     _add_audit(commands)
-    for name, text in (("recipes", "list the built-in recipes"), ("doctor", "check this installation")):
-        _common(commands.add_parser(name, help=text, description=text))
+    _common(commands.add_parser("recipes", help="list the built-in recipes"))
+    add_doctor(_common(commands.add_parser("doctor", help="check this installation, or the workers of a pool")))
     add_server(commands, _common)
     report = _common(commands.add_parser("report", help="write a run's report again and print its path"))
     report.add_argument("run", nargs="?", default="", help="run id; default: the latest completed run")
@@ -124,6 +124,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--force", action="append", default=[], metavar="STAGE",
         help="run this stage even if its result is in the store; the stored one stays, a differing one is reported",
     )  # fmt: skip
+    add_pool(run)
     run.add_argument("--cores", type=int, help="CPU cores to use at once (default: all that are allowed)")
     run.add_argument("--stage-limit", type=float, metavar="SECONDS", help="end a stage that runs longer than this")
 
@@ -144,12 +145,13 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    runs = commands.add_parser("runs", help="list, show or remove runs")
+    runs = commands.add_parser("runs", help="list, show, steer or remove runs")
     actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
     _common(actions.add_parser("ls", help="every run, newest last"))
     for action, text in (("show", "one run in full"), ("rm", "forget runs; artifacts stay until gc")):
         command = _common(actions.add_parser(action, help=text))
         command.add_argument("run", nargs="+" if action == "rm" else None, help="run id")
+    add_steering(actions, _common)
 
 
 def _add_seeds(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -303,6 +305,8 @@ def _more(name: str) -> Command:
         from flows.commands.submit import submit as command
     elif name in SERVER_COMMANDS:
         from flows.commands.serve import serve as command
+    elif name == "schedule":
+        from flows.commands.schedule import schedule as command
     else:
         from flows.commands.doctor import doctor as command
     return command

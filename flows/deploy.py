@@ -17,7 +17,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ActionTypes, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -25,7 +25,8 @@ from prefect.workers.process import ProcessWorker
 
 from artifacts.safety import refuse_credentials
 from configs.load import DEFAULT_SCALE, names
-from flows.deployments import REVIVALS
+from flows.deployments import THREE_SEEDS
+from flows.supervise import REVIVALS
 from stages.contract import StageError
 
 TAG = "fairway"  # of everything that `deploy` makes, so that `--prune` knows what is its own
@@ -105,11 +106,27 @@ def deployments(plan: Plan) -> list[_Deployment]:
             (TAG,),
         ),
         _Deployment(
+            "seeds",
+            "seeds",
+            plan.cpu_pool,
+            "Several seeds of one configuration, declared, run and reported whole. `fairway schedule` uses it too.",
+            seeds_form(plan),
+            (TAG,),
+        ),
+        _Deployment(
+            "sweep",
+            "sweep",
+            plan.cpu_pool,
+            "Many points around one recipe; what they share runs once.",
+            sweep_form(plan),
+            (TAG,),
+        ),
+        _Deployment(
             "stage",
             plan.gpu_pool,
             plan.gpu_pool,
             "One stage of a run, sent by value by the run that needs it. Not to be started by hand.",
-            {"type": "object", "title": "Parameters", "properties": {}},
+            form({"store": {"type": "string", "default": shared_store(plan.store)}}),
             (TAG, "stages"),
         ),
     ]
@@ -117,31 +134,71 @@ def deployments(plan: Plan) -> list[_Deployment]:
 
 def score_form(plan: Plan) -> dict[str, Any]:
     """The form of `score`."""
+    seed = {
+        "anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}],
+        "default": None,
+        "description": "Seed of the training. Empty: the recipe's own.",
+    }
+    return form({**_recipe_fields(), "seed": seed, **_CHANGES, **place(plan)})
+
+
+def seeds_form(plan: Plan) -> dict[str, Any]:
+    """The form of `seeds`."""
+    chosen = whole_numbers(list(THREE_SEEDS), "Seeds of the training, each once.")
+    fresh = switch("A true repeat: the scheduled time enters the keys, so that accelerated stages run again.")
+    watch = switch("Run only if code, configuration or data changed; otherwise say so in seconds.")
     return form(
-        {
-            "recipe": choice(names("recipe"), "quickstart", "A built-in recipe."),
-            "scale": choice(
-                names("scale"), DEFAULT_SCALE, "smoke: seconds on a CPU; one-gpu: ten minutes; full: as published."
-            ),
-            "seed": {
-                "anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}],
-                "default": None,
-                "description": "Seed of the training. Empty: the recipe's own.",
-            },
-            "overrides": {
-                "type": "array",
-                "items": {"type": "string", "pattern": OVERRIDE},
-                "default": [],
-                "description": "Fields to set, one path=value per line, such as train.muon.lr=0.02.",
-            },
-            "toml": {
-                "type": "string",
-                "default": "",
-                "description": 'A whole recipe as TOML text, instead of a built-in one; it may say extends = "pr714".',
-            },
-            **place(plan),
-        }
+        {**_recipe_fields(), "seeds": chosen, **_CHANGES, **_PROTOCOL, "fresh": fresh, "watch": watch, **place(plan)}
     )
+
+
+def sweep_form(plan: Plan) -> dict[str, Any]:
+    """The form of `sweep`."""
+    grid = {
+        "type": "array",
+        "items": {"type": "string", "pattern": OVERRIDE},
+        "minItems": 1,
+        "description": "Lines such as quantize.matrices.bits=5,6; every combination is a point.",
+    }
+    chosen = whole_numbers([], "Seeds of every point. Empty: the recipe's own.")
+    return form({**_recipe_fields(), "grid": grid, "seeds": chosen, **_CHANGES, **_PROTOCOL, **place(plan)}, ["grid"])
+
+
+def _recipe_fields() -> dict[str, Any]:
+    scales = "smoke: seconds on a CPU; one-gpu: ten minutes; full: as published."
+    return {
+        "recipe": choice(names("recipe"), "quickstart", "A built-in recipe."),
+        "scale": choice(names("scale"), DEFAULT_SCALE, scales),
+    }
+
+
+_CHANGES: dict[str, Any] = {
+    "overrides": {
+        "type": "array",
+        "items": {"type": "string", "pattern": OVERRIDE},
+        "default": [],
+        "description": "Fields to set, one path=value per line, such as train.muon.lr=0.02.",
+    },
+    "toml": {
+        "type": "string",
+        "default": "",
+        "description": 'A whole recipe as TOML text, instead of a built-in one; it may say extends = "pr714".',
+    },
+}
+_PROTOCOL: dict[str, Any] = {
+    "protocol": {"type": "string", "default": "", "description": "Whose score is tested. Empty: the recipe's last."}
+}
+
+
+def whole_numbers(default: list[int], description: str) -> dict[str, Any]:
+    """A list of numbers from 0."""
+    items = {"type": "integer", "minimum": 0}
+    return {"type": "array", "items": items, "uniqueItems": True, "default": default, "description": description}
+
+
+def switch(description: str) -> dict[str, Any]:
+    """Yes or no; no at first."""
+    return {"type": "boolean", "default": False, "description": description}
 
 
 def place(plan: Plan) -> dict[str, Any]:
@@ -163,12 +220,18 @@ def choice(values: list[str], default: str, description: str) -> dict[str, Any]:
     return {"type": "string", "enum": values, "default": default, "description": description}
 
 
-def form(fields: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def form(fields: dict[str, dict[str, Any]], required: list[str] | None = None) -> dict[str, Any]:
     """A form of these fields, in their order; others are refused."""
     properties = {
         name: {"position": position, "title": name, **field} for position, (name, field) in enumerate(fields.items())
     }
-    return {"type": "object", "title": "Parameters", "properties": properties, "additionalProperties": False}
+    return {
+        "type": "object",
+        "title": "Parameters",
+        "properties": properties,
+        "required": required or [],
+        "additionalProperties": False,
+    }
 
 
 def _pool(client: SyncPrefectClient, name: str) -> None:
@@ -209,7 +272,9 @@ def _automations() -> list[AutomationCore]:
     """Find runs whose worker and machine are gone, and start crashed runs again."""
     ours = ResourceSpecification({"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"})
     each_run = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-    score = ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "score"})
+    runs = ResourceSpecification(
+        {"prefect.resource.role": "flow", "prefect.resource.name": ["score", "seeds", "sweep"]}
+    )
     ended = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed", "Cached")}
     silent = AutomationCore(
         name="fairway: a run without heartbeat has crashed",
@@ -225,7 +290,7 @@ def _automations() -> list[AutomationCore]:
             threshold=1,
             within=timedelta(seconds=DEAD_AFTER_S),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {DEAD_AFTER_S} s")],
+        actions=[_change(StateType.CRASHED, "Crashed", f"no heartbeat for {DEAD_AFTER_S} s", force=False)],
     )
     revive = AutomationCore(
         name="fairway: a crashed run starts again",
@@ -233,16 +298,20 @@ def _automations() -> list[AutomationCore]:
         tags=[TAG],
         trigger=EventTrigger(
             match=each_run,
-            match_related=score,
+            match_related=runs,
             expect={"prefect.flow-run.Crashed"},
             for_each={"prefect.resource.id"},
             posture=Posture.Reactive,
             threshold=1,
             within=timedelta(0),
         ),
-        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="revived", force=True)],
+        actions=[_change(StateType.SCHEDULED, "AwaitingRetry", "revived", force=True)],
     )
     return [silent, revive]
+
+
+def _change(state: StateType, name: str, message: str, force: bool) -> ActionTypes:
+    return ChangeFlowRunState(state=state, name=name, message=message, force=force)
 
 
 def _automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:

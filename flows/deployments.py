@@ -1,52 +1,64 @@
-"""The flows that a server's workers run: `score` is a run of a recipe, `stage` one stage of such a run elsewhere.
+"""The flows that a server's workers run: `score`, `seeds` and `sweep`; and `stage`, one stage of such a run elsewhere.
 
-Workers import this module from their own checkout (its name is the deployments' entry point). `score` keys with that
-checkout; `stage` runs what it is sent. What a person fills in - types, choices, defaults - is in `deploy.py`.
+Workers import this module from their own checkout (its name is the deployments' entry point). The first three key with
+that checkout; `stage` runs what it is sent. What a person fills in - types, choices, defaults - is in `deploy.py`.
+
+None of them starts a run of another one of the first three, and `stage` starts none at all: whoever waits, waits for a
+pool in which nobody waits.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-import httpx
 from prefect import flow, get_run_logger
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectException
+from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from artifacts.errors import StoreError
-from flows.launch import StageFailed
-from flows.pipeline import conduct
-from flows.prepare import Prepared, Request, prepare
+from artifacts.store import Store
+from configs.load import load_recipe
+from flows.identity import Identity
+from flows.plan import is_done, plan
+from flows.preflight import answer
+from flows.prepare import Request, local_folder, look_outside, prepare
 from flows.remote_stage import carry_out, home
-from flows.session import Event
-from flows.vigil import WORDS, Vigil
+from flows.seeds import Show, check_seeds, declare, result_of, run_set
+from flows.supervise import (
+    Conduct,
+    LogView,
+    Unchanged,
+    named_recipe,
+    own_id,
+    own_name,
+    request,
+    scheduled_for,
+    supervised,
+)
+from flows.sweep import Sweep, check_points, grid_points, parse_grid, run_sweep, sweep_result
 from stages.contract import StageError
 
-REVIVALS = 5  # times that the automation of `deploy` may start a crashed run again
-GRACE_S = 7.0  # of a stage beside the flow: cancelling frees the machine within 15 s
+THREE_SEEDS = (42, 1337, 2025)
 _THREADS: Any = ThreadPoolTaskRunner(max_workers=16)  # Prefect's own annotations disagree here
 
 
-def score_name() -> str:
-    """`pr714 full seed 42`, for lists of runs."""
+def run_name() -> str:
+    """`pr714 full seed 42`, `pr714 full seeds 42 1337`, `sweep pr714 full`: for lists of runs."""
     asked = flow_run.parameters
-    name = _own_name(asked.get("toml") or "") or asked.get("recipe", "")
-    seed = "" if asked.get("seed") is None else f" seed {asked['seed']}"
-    return f"{name} {asked.get('scale', '')}{seed}"
+    name = own_name(asked.get("toml") or "") or asked.get("recipe", "")
+    words = ["sweep"] if "grid" in asked else []
+    words += [name, asked.get("scale") or ""]
+    if asked.get("seed") is not None:
+        words += ["seed", str(asked["seed"])]
+    if asked.get("seeds"):
+        words += ["seeds", *map(str, asked["seeds"])]
+    return " ".join(words)
 
 
-@flow(name="score", flow_run_name=score_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)
+@flow(name="score", flow_run_name=run_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)
 def score(
     recipe: str = "quickstart",
     scale: str = "full",
@@ -67,44 +79,116 @@ def score(
         store: URL of the store that all workers reach.
         pool: Prefect work pool of the accelerated stages; empty runs them beside the flow.
     """
-    if (flow_run.run_count or 1) > REVIVALS + 1:
-        return Failed(message=f"this run has crashed {REVIVALS} times and is not revived again; look at its logs")
-    os.chdir(home())
-    lines = tuple(line.strip() for line in overrides or () if line.strip())
-    try:
-        with _recipe(recipe, toml) as named:
-            asked = Request(
-                recipe=named, scale=scale, seed=seed, overrides=lines, store=store, pool=pool, grace_s=GRACE_S
-            )
-            with prepare(asked, _to_log()) as prepared:
-                return follow(prepared)
-    except (StageError, StageFailed, StoreError) as error:  # as the rule that was broken, without a traceback
-        return Failed(message=str(error))
+
+    def work(conduct: Conduct) -> Mapping[str, Any]:
+        with (
+            named_recipe(recipe, toml) as named,
+            prepare(request(named, scale, overrides, store, pool, seed=seed), LogView()) as prepared,
+        ):
+            return conduct(prepared)
+
+    return supervised(work)
 
 
-def follow(prepared: Prepared) -> Any:
-    """Conduct a run inside a worker's flow; cancelling, a lost worker and SIGTERM end it as what they are."""
-    session = prepared.session
-    _tag([session.recipe, session.scale, f"seed-{session.seed}"])
-    vigil = Vigil(_own_id())
-    with vigil.watching(session.cancel.set):
-        ended = conduct(prepared)
-        reason = vigil.verdict() if isinstance(ended, State) else ""
-    if reason == "cancelled":
-        return Cancelled(message=vigil.message or WORDS[reason])
-    return Crashed(message=WORDS[reason]) if reason else ended
+@flow(name="seeds", flow_run_name=run_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)
+def seeds(
+    recipe: str = "quickstart",
+    scale: str = "full",
+    seeds: list[int] | None = None,
+    overrides: list[str] | None = None,
+    toml: str = "",
+    protocol: str = "",
+    fresh: bool = False,
+    watch: bool = False,
+    store: str = ".fairway",
+    pool: str = "",
+) -> Any:
+    """Several seeds of one configuration: declared, run one after the other, reported whole.
+
+    Args:
+        recipe: a built-in recipe.
+        scale: smoke, one-gpu or full.
+        seeds: of the training, each once.
+        overrides: lines such as train.muon.lr=0.02.
+        toml: a whole recipe as text instead of a built-in one.
+        protocol: whose score is tested; empty: the recipe's last.
+        fresh: a true repeat: the time that this run was scheduled for enters the keys of accelerated stages.
+        watch: run only if code, configuration or data changed, and say so in seconds if not.
+        store: URL of the store that all workers reach.
+        pool: Prefect work pool of the accelerated stages; empty runs them beside the flow.
+    """
+
+    def work(conduct: Conduct) -> Mapping[str, Any]:
+        chosen = check_seeds(seeds or THREE_SEEDS)
+        if fresh and watch:
+            raise StageError("a schedule repeats or watches; got fresh and watch, which is both; drop one of them")
+        with named_recipe(recipe, toml) as named:
+            asked = request(named, scale, overrides, store, pool, repeat=scheduled_for() if fresh else None)
+            if watch and unchanged(asked, chosen):
+                raise Unchanged(f"{len(chosen)} seeds are in the store: code, configuration and data are as they were")
+            declared = declare(asked, chosen, protocol)
+            run_set(declared, asked, conduct, Show(LogView, get_run_logger().info))
+            result = result_of(Store.open(store), declared, None, protocol)
+        rows = [{name: line[name] for name in ("seed", "state", "bpb", "bytes", "run")} for line in result["runs"]]
+        create_table_artifact(key="fairway-seeds", table=rows, description=_about(result))
+        return _complete(result)
+
+    return supervised(work)
+
+
+@flow(name="sweep", flow_run_name=run_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)
+def sweep(
+    recipe: str = "quickstart",
+    grid: list[str] | None = None,
+    scale: str = "full",
+    seeds: list[int] | None = None,
+    overrides: list[str] | None = None,
+    toml: str = "",
+    protocol: str = "",
+    store: str = ".fairway",
+    pool: str = "",
+) -> Any:
+    """Many points around one recipe, each a set of seeds; what they share runs once; one table.
+
+    Args:
+        recipe: a built-in recipe.
+        grid: lines such as quantize.matrices.bits=5,6; every combination is a point.
+        scale: smoke, one-gpu or full.
+        seeds: of every point; empty: the recipe's own.
+        overrides: of every point.
+        toml: a whole recipe as text instead of a built-in one.
+        protocol: whose score is tested; empty: the recipe's last.
+        store: URL of the store that all workers reach.
+        pool: Prefect work pool of the accelerated stages; empty runs them beside the flow.
+    """
+
+    def work(conduct: Conduct) -> Mapping[str, Any]:
+        axes = [parse_grid(line) for line in grid or () if line.strip()]
+        if not axes:
+            raise StageError("a sweep has points; its grid is empty; add a line such as quantize.matrices.bits=5,6")
+        with named_recipe(recipe, toml) as named:
+            asked = Sweep(name=Path(named).stem, recipe=named, points=grid_points(axes))
+            ready = check_points(asked, request(named, scale, overrides, store, pool), protocol)
+            show = Show(LogView, get_run_logger().info)
+            document, sets = run_sweep(asked, ready, tuple(seeds or ()), conduct, show)
+            result = sweep_result(Store.open(store), document.document, sets)
+        rows = [{name: line.get(name) for name in ("name", "state", "mean", "std", "n")} for line in result["points"]]
+        create_table_artifact(key="fairway-sweep", table=rows, description=f"{result['sweep']}: {result['state']}")
+        return _complete(result)
+
+    return supervised(work)
 
 
 @flow(name="stage", persist_result=False, validate_parameters=False)
 def stage(
-    stage: str,
-    part: str,
-    key: str,
-    source: str,
-    store: str,
-    config: dict[str, Any],
-    components: dict[str, Any],
-    inputs: dict[str, Any],
+    stage: str = "",
+    part: str = "",
+    key: str = "",
+    source: str = "",
+    store: str = "",
+    config: dict[str, Any] | None = None,
+    components: dict[str, Any] | None = None,
+    inputs: dict[str, Any] | None = None,
     seed: int | None = None,
     device: dict[str, Any] | None = None,
     attempt: int = 0,
@@ -113,57 +197,36 @@ def stage(
     run: str = "",
     provenance: dict[str, Any] | None = None,
     format: int = 0,
+    preflight: bool = False,
 ) -> Any:
-    """One stage of a run, sent by value; see `remote.Assignment`."""
-    sent = dict(locals())
+    """One stage of a run, sent by value; see `remote.Assignment`. `preflight` asks only what this machine has."""
+    sent = {name: value for name, value in locals().items() if name != "preflight"}
     os.chdir(home())
-    return carry_out({**sent, "provenance": provenance or {}}, _own_id(), get_run_logger())
+    if preflight:
+        return answer(store)
+    return carry_out({**sent, "provenance": provenance or {}}, own_id(), get_run_logger())
 
 
-def _own_id() -> UUID | None:
-    return UUID(flow_run.id) if flow_run.id else None
+def unchanged(asked: Request, seeds: Sequence[int]) -> bool:
+    """Whether every step of every seed is in the store, found without writing anything."""
+    loaded = load_recipe(asked.recipe, asked.scale, asked.overrides)
+    store = Store.open(asked.store)
+    cache = local_folder(store) / "cache"
+    identity = Identity(asked.source_root, cache / "closures.json")
+    outside, _ = look_outside(loaded.recipe, identity, cache)
+    return all(is_done(plan(loaded, seed, outside, store, identity)) for seed in seeds)
 
 
-def _to_log() -> Any:
-    """Events as log lines of the flow run; progress has its own place."""
-    log = get_run_logger()
-
-    def tell(event: Event) -> None:
-        if event.kind != "progress":
-            done = f"{event.outcome.state} {event.outcome.artifact} " if event.outcome is not None else ""
-            log.log(40 if event.kind == "failed" else 20, "%s: %s %s%s", event.label, event.kind, done, event.text)
-
-    return tell
+def _complete(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The result, unless some seed or point has none: the others are safe, and the next run tries again."""
+    if result["state"] == "completed":
+        return result
+    failed = [str(line.get("seed", line.get("name"))) for line in result.get("runs", result.get("points", []))
+              if line["state"] != "completed"]  # fmt: skip
+    raise StageError(f"a set is complete when all of it has a result; without one: {', '.join(failed)}; see the log")
 
 
-@contextmanager
-def _recipe(name: str, toml: str) -> Iterator[str]:
-    """What `load_recipe` takes: the name, or a file with the text. Its own name is the file's."""
-    if not toml.strip():
-        yield name
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{_own_name(toml) or 'form'}.toml"
-        path.write_text(toml, encoding="utf-8")
-        yield str(path)
-
-
-def _own_name(toml: str) -> str:
-    try:
-        name = tomllib.loads(toml).get("name", "")
-    except tomllib.TOMLDecodeError:
-        return ""
-    return name if isinstance(name, str) and "/" not in name else ""
-
-
-def _tag(tags: list[str]) -> None:
-    """Tags of this run, for the page's filters."""
-    own = _own_id()
-    if own is None:
-        return
-    try:
-        with get_client(sync_client=True) as client:
-            there = client.read_flow_run(own).tags
-            client.update_flow_run(own, tags=sorted({*there, *tags}))
-    except (httpx.HTTPError, PrefectException):
-        return  # for the eye only
+def _about(result: Mapping[str, Any]) -> str:
+    line = result["scores"].get(result["protocol"])
+    mean = f"{line['mean']:.4f} BPB over {line['n']}" if line else "no score yet"
+    return f"{result['set']}: {result['protocol']} {mean}\n\n" + "\n".join(f"- {note}" for note in result["notes"])

@@ -48,6 +48,7 @@ class Request:
     force: Sequence[str] = ()
     cores: int | None = None
     pool: str = ""  # Prefect work pool that runs the accelerated stages; empty: this machine
+    repeat: str | None = None  # tells true repeats of accelerated stages apart; None shares results
     stage_limit_s: float | None = None
     grace_s: float = GRACE_S
     argv: Sequence[str] = ()
@@ -120,6 +121,7 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
             packed=Packed(identity.tree.root, outside.source.files),
             outside=lambda step: fingerprint(step, recipe, local / "cache"),
             frozen=frozenset(order[: order.index(request.start)] if request.start else ()),
+            repeat=request.repeat,
             deadline_s=request.stage_limit_s,
             grace_s=request.grace_s,
         )

@@ -83,7 +83,7 @@ class Pool:
             if state.is_completed():
                 record = session.find(step, components)
                 if record is None:
-                    raise StageFailed(step.stage, "crash", f"{step.label} ended without a record in the store", run.id)
+                    raise StageFailed(step.stage, "crash", f"{step.label} ended without a record", _page(run))
                 return record, state.name != "Cached" and ours, _note(step, state)
             if state.is_failed():
                 raise StageFailed(step.stage, _kind(state), state.message or "it left no message", _page(run))

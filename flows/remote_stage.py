@@ -32,6 +32,8 @@ from flows.remote import PROGRAM, Assignment, unpack_source
 from flows.vigil import WORDS, Reason, Vigil
 from stages.contract import PARENT, StageError
 
+Log = logging.Logger | logging.LoggerAdapter[Any]
+
 POLL_S = 0.2
 LOG_EVERY_S = 30.0  # progress as a line of the log
 SHOW_EVERY_S = 1.0  # Prefect's page gets progress at most this often
@@ -49,7 +51,7 @@ def home() -> Path:
 class Progress:
     """The bar on Prefect's page, which is the sign of life too: the dispatcher watches when it was last updated."""
 
-    def __init__(self, label: str, log: logging.LoggerAdapter[Any]) -> None:
+    def __init__(self, label: str, log: Log) -> None:
         self._label, self._log = label, log
         self._logged_s = 0.0
         self._text = f"{label}: starting"
@@ -121,7 +123,7 @@ class Tail:
         return whole.decode("utf-8", "replace").splitlines()
 
 
-def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: logging.LoggerAdapter[Any]) -> State[Any]:
+def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: Log) -> State[Any]:
     """Run one assignment in this machine's scratch; the state that its Prefect run ends in."""
     try:
         assignment = Assignment.from_json(parameters)
@@ -143,7 +145,7 @@ def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: logging
         return Crashed(message=redact_text(f"{type(error).__name__}: {error}"))
 
 
-def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: logging.LoggerAdapter[Any]) -> dict[str, Any]:
+def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> dict[str, Any]:
     """Start the published program and follow it until it has ended; its result, or {} if it left none."""
     progress = Progress(assignment.label, log)
     tree = folder / "tree"
@@ -216,10 +218,10 @@ def _state(assignment: Assignment, result: Mapping[str, Any], vigil: Vigil) -> S
     outcome, error = result.get("outcome"), result.get("error")
     if outcome:
         _link(assignment, result)
-        name = {"found": "Cached", "conflict": "Conflict"}.get(outcome)
-        return Completed(message=f"{assignment.stage}/{assignment.key[:12]}", **({"name": name} if name else {}))
+        name = {"found": "Cached", "conflict": "Conflict"}.get(outcome, "Completed")
+        return Completed(name=name, message=f"{assignment.stage}/{assignment.key[:12]}")
     if error in ("user", "crash"):
-        return Failed(message=result["message"], **({"name": "Refused"} if error == "user" else {}))
+        return Failed(name="Refused" if error == "user" else "Failed", message=result["message"])
     reason = vigil.verdict()
     if reason == "cancelled":
         return Cancelled(message=vigil.message or WORDS[reason])

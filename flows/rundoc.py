@@ -39,6 +39,11 @@ def new_run_id() -> str:
     return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03}-{secrets.token_hex(2)}"
 
 
+def gpu_hours(document: Mapping[str, Any]) -> float:
+    """GPU hours of the stages that a run ran to their end, on whatever machine."""
+    return sum(step.get("gpu_s", 0.0) for step in document["steps"]) / 3600
+
+
 def mark_crashed(store: RunStore, run_id: str) -> None:
     """Say of a run whose process is gone that it crashed, if its document still says that it is running."""
     try:
@@ -80,6 +85,11 @@ class RunDocument:
         """Write the document as it stands."""
         with self._lock:
             self._store.write_run(self._current())
+
+    def note(self, **fields: Any) -> None:
+        """Set fields of the run itself; they are written with whatever is written next."""
+        with self._lock:
+            self._document.update(fields)
 
     def step(self, stage: str, part: str, write: bool = True, **fields: Any) -> None:
         """Set fields of a step (state, key, artifact, seconds, error, ...) and write."""

@@ -52,7 +52,7 @@ def declare(request: Request, seeds: Sequence[int], protocol: str = "", loaded: 
     loaded = loaded or load_recipe(request.recipe, request.scale, request.overrides)
     chosen = headline(loaded.recipe, protocol)
     store = Store.open(request.store)
-    asked = {"recipe": request.recipe, "overrides": request.overrides, "argv": request.argv}
+    asked = {"recipe": request.recipe, "overrides": request.overrides, "argv": request.argv, "repeat": request.repeat}
     return SeedSet.declare(store, loaded, check_seeds(seeds), chosen, asked)
 
 

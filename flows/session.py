@@ -82,6 +82,7 @@ class Session:
     packed: Packed | None = None  # what `bundle` reads
     outside: Callable[[Step], str | None] = lambda step: None  # digest, now, of what a step reads outside the store
     elsewhere: Elsewhere | None = None
+    repeat: str | None = None
     _frozen: Frozen | None = None
     # Closures are remembered as they are computed; and CPython 3.11 can fail when two threads are in `ast.parse`.
     parsing: threading.Lock = field(default_factory=threading.Lock)
@@ -99,7 +100,8 @@ class Session:
     def key(self, step: Step) -> tuple[str, Components]:
         """The step's key and what it was made of."""
         with self.parsing:
-            components = self.identity.components(step)
+            # What no device computes gives the same bytes each time: only the rest is worth repeating.
+            components = self.identity.components(step, self.repeat if step.device is not None else None)
         return key_of(components), components
 
     def find(self, step: Step, components: Components) -> Record | None:
@@ -115,6 +117,7 @@ class Session:
         """Note a finished step, in the run's document too, and tell."""
         step = outcome.step
         self.done[step.id] = outcome
+        busy = step.device.count if outcome.state == "ran" and step.device and step.device.kind == "cuda" else 0
         self.run.step(
             step.stage,
             step.part,
@@ -123,6 +126,7 @@ class Session:
             key=outcome.record.key,
             artifact=outcome.artifact,
             seconds=round(outcome.seconds, 3),
+            **({"gpu_s": round(busy * outcome.seconds, 3)} if busy else {}),
         )
         self.tell(Event("done", step.label, outcome.note, outcome=outcome))
 

@@ -93,6 +93,8 @@ class SeedSet:
         """
         digest = configuration(loaded.recipe)
         identity = {"configuration": digest, "scale": loaded.scale, "seeds": sorted(seeds)}
+        if repeat := asked.get("repeat"):
+            identity["repeat"] = repeat
         name = set_id(loaded.recipe.name, loaded.scale, identity)
         try:
             return cls(store, store.read_set(name))

@@ -136,6 +136,7 @@ def open_session(assignment: Assignment, office: Office) -> Session:
         slots=Slots(),
         provenance=lambda: {**capture(ROOT, list(sys.argv)), **assignment.provenance},
         tell=office.tell,
+        repeat=assignment.components.get("repeat"),
         force=frozenset([assignment.stage]) if assignment.forced else frozenset(),
         deadline_s=assignment.deadline_s,
         grace_s=STOP_LIMIT_S,

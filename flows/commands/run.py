@@ -24,8 +24,18 @@ def run(arguments: argparse.Namespace) -> int:
         force=tuple(arguments.force),
         cores=arguments.cores,
         stage_limit_s=arguments.stage_limit,
+        pool=arguments.pool,
         argv=tuple(sys.argv),
     )
+    if request.pool:
+        from flows.commands.serve import use_server
+
+        use_server(arguments.folder)
+    return run_request(request, arguments.json)
+
+
+def run_request(request: Request, as_json: bool) -> int:
+    """Run a request and print its result."""
     viewer = show.viewer()
     with prepare(request, viewer) as prepared:
         quiet()
@@ -33,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         with viewer:
             result = pipeline.run(prepared)
-    if arguments.json:
+    if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
         show.print_result(result)

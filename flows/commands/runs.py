@@ -9,12 +9,17 @@ from typing import Any
 
 from artifacts.store import Store
 from flows.prepare import local_folder, sweep
+from flows.rundoc import gpu_hours
 from flows.tables import print_json, print_table, seconds_text
 from stages.contract import StageError
 
 
 def runs(arguments: argparse.Namespace) -> int:
     """List, show or remove runs."""
+    if arguments.action in ("logs", "cancel", "retry"):
+        from flows.commands import steering
+
+        return {"logs": steering.logs, "cancel": steering.cancel, "retry": steering.retry}[arguments.action](arguments)
     store = Store.open(arguments.store)
     sweep(store, local_folder(store))  # a killed run is seen as one
     if arguments.action == "rm":
@@ -39,7 +44,7 @@ def runs(arguments: argparse.Namespace) -> int:
 
 def _line(document: dict[str, Any]) -> dict[str, Any]:
     names = ("id", "recipe", "scale", "seed", "overrides", "state", "started", "finished", "scores", "bytes", "error")
-    return {name: document[name] for name in names if name in document}
+    return {**{name: document[name] for name in names if name in document}, "gpu_hours": gpu_hours(document)}
 
 
 def _steps(document: dict[str, Any]) -> str:
@@ -61,6 +66,8 @@ def _show(document: dict[str, Any], as_json: bool) -> int:
         if document.get(name) is not None:
             sys.stdout.write(f"{name:<10} {document[name]}\n")
     sys.stdout.write(f"overrides  {' '.join(document['overrides']) or 'none'}\n")
+    if hours := gpu_hours(document):
+        sys.stdout.write(f"GPU hours  {hours:.3f}\n")
     print_table(["step", "state", "artifact", "took", "key", "error"], [_row(step) for step in document["steps"]])
     if scores := document.get("scores"):
         print_table(["score", "BPB"], [[name, f"{score['bpb']:.4f}"] for name, score in scores.items()], right="BPB")

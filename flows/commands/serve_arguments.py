@@ -15,9 +15,7 @@ def add_server(
     """Add them."""
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        added = common(commands.add_parser(name, help=text, description=text))
-        added.add_argument("--folder", default=".fairway/up", help="where `up` keeps its state (default: .fairway/up)")
-        return added
+        return _folder(common(commands.add_parser(name, help=text, description=text)))
 
     up = command("up", "start a Prefect server and workers on this machine, and deploy")
     up.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -35,3 +33,61 @@ def add_server(
     worker.add_argument("--pool", required=True, help="the pool")
     worker.add_argument("--limit", type=int, default=1, help="runs at once (default: 1; 0: any number)")
     worker.add_argument("--name", default="", help="its name on the page (default: host and pool)")
+    _add_schedule(commands, common)
+
+
+def _add_schedule(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    common: Callable[[argparse.ArgumentParser], argparse.ArgumentParser],
+) -> None:
+    schedule = commands.add_parser("schedule", help="repeat seeds at set times, on a Prefect server")
+    actions = schedule.add_subparsers(dest="action", required=True, metavar="ACTION")
+    seeds = _folder(common(actions.add_parser("seeds", help="several seeds of a recipe, again and again")))
+    seeds.add_argument("recipe", help="a built-in recipe or a .toml file, whose text the server keeps")
+    seeds.add_argument("--seeds", default="42,1337,2025", help="seeds of the training (default: 42,1337,2025)")
+    seeds.add_argument("--cron", required=True, help='when, such as "0 2 * * *"')
+    seeds.add_argument("--timezone", default="UTC", help="of the cron fields (default: UTC)")
+    seeds.add_argument("--scale", default="full", help="smoke, one-gpu or full (default)")
+    seeds.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+    seeds.add_argument("--pool", default="", help="pool of the accelerated stages (default: the deployment's)")
+    seeds.add_argument("--name", default="", help="name of the schedule (default: of recipe, scale and kind)")
+    seeds.add_argument("--paused", action="store_true", help="made, and off until somebody turns it on")
+    how = seeds.add_mutually_exclusive_group(required=True)
+    how.add_argument("--fresh", action="store_true", help="true repeats: accelerated stages run again each time")
+    how.add_argument("--watch", action="store_true", help="run only if code, configuration or data changed")
+    _folder(common(actions.add_parser("ls", help="every schedule")))
+    remove = _folder(common(actions.add_parser("rm", help="delete a schedule")))
+    remove.add_argument("schedule", help="its name")
+
+
+def add_steering(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser],
+    common: Callable[[argparse.ArgumentParser], argparse.ArgumentParser],
+) -> None:
+    """`runs logs`, `cancel`, `retry`."""
+    for action, text in (
+        ("logs", "the logs of a run's stages"),
+        ("cancel", "stop a run; its stages write a checkpoint"),
+        ("retry", "run again what a run was asked for; what is in the store is not made again"),
+    ):
+        command = _folder(common(actions.add_parser(action, help=text)))
+        command.add_argument("run", help="run id")
+        if action == "logs":
+            command.add_argument("stage", nargs="?", default="", help="only this stage")
+
+
+def add_pool(run: argparse.ArgumentParser) -> None:
+    """`run --pool`."""
+    run.add_argument("--pool", default="", help="Prefect work pool of the accelerated stages (default: this machine)")
+    _folder(run)
+
+
+def add_doctor(doctor: argparse.ArgumentParser) -> None:
+    """`doctor --pool`."""
+    doctor.add_argument("--pool", default="", help="ask the workers of this pool whether a stage would run there")
+    _folder(doctor)
+
+
+def _folder(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("--folder", default=".fairway/up", help="where `up` keeps its state (default: .fairway/up)")
+    return command

@@ -1,0 +1,157 @@
+"""A flow that a worker runs, from its first line to its state: who watches it, what its log says, what it ends as."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Crashed, Failed
+
+from artifacts.errors import LeaseCancelled, StoreError
+from flows.launch import Interrupted, StageFailed
+from flows.pipeline import conduct
+from flows.prepare import Prepared, Request
+from flows.remote_stage import home
+from flows.session import Event, Session
+from flows.vigil import WORDS, Vigil
+from stages.contract import StageError
+
+REVIVALS = 5  # times that the automation of `deploy` may start a crashed run again
+GRACE_S = 7.0  # of a stage beside the flow: cancelling frees the machine within 15 s
+
+Conduct = Callable[[Prepared], Mapping[str, Any]]
+
+
+class Unchanged(Exception):
+    """A run that only watches has nothing to do."""
+
+
+def supervised(work: Callable[[Conduct], Any]) -> Any:
+    """Do `work`, which conducts one or several runs; cancelling, a lost worker and SIGTERM end it as what they are.
+
+    A wrong request ends as the rule that it broke, without a traceback.
+    """
+    if (flow_run.run_count or 1) > REVIVALS + 1:
+        return Failed(message=f"this run has crashed {REVIVALS} times and is not revived again; look at its logs")
+    os.chdir(home())
+    vigil = Vigil(own_id())
+    under_way: list[Session] = []
+
+    def stop() -> None:
+        for session in under_way:
+            session.cancel.set()
+
+    def one(prepared: Prepared) -> Mapping[str, Any]:
+        session = prepared.session
+        under_way[:] = [session]
+        if vigil.stopped.is_set():
+            session.cancel.set()
+        session.run.note(flow_run=flow_run.id)
+        _tag([session.recipe, session.scale, f"seed-{session.seed}"])
+        ended = conduct(prepared)
+        if isinstance(ended, State):
+            raise Interrupted(ended.message or "the run was stopped")
+        return ended
+
+    try:
+        with vigil.watching(stop):
+            return work(one)
+    except (Interrupted, LeaseCancelled) as stopped:
+        reason = vigil.verdict()
+        if reason in ("", "cancelled"):
+            return Cancelled(message=vigil.message or str(stopped))
+        return Crashed(message=WORDS[reason])
+    except Unchanged as nothing:
+        return Completed(name="Unchanged", message=str(nothing))
+    except (StageError, StageFailed, StoreError) as error:
+        return Failed(message=str(error))
+
+
+def request(recipe: str, scale: str, overrides: list[str] | None, store: str, pool: str, **more: Any) -> Request:
+    """A request of a form."""
+    lines = tuple(line.strip() for line in overrides or () if line.strip())
+    return Request(recipe=recipe, scale=scale, overrides=lines, store=store, pool=pool, grace_s=GRACE_S, **more)
+
+
+def own_id() -> UUID | None:
+    """This flow run's."""
+    return UUID(flow_run.id) if flow_run.id else None
+
+
+def scheduled_for() -> str:
+    """The time that this run was first scheduled for, which stays when it is revived: what a true repeat is called."""
+    own = own_id()
+    if own is None:
+        raise StageError("a repeat is named by the time that it was scheduled for; this run has no server; drop fresh")
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(own)
+    times = sorted(each.state_details.scheduled_time for each in states if each.state_details.scheduled_time)
+    if not times:
+        raise StageError("a repeat is named by the time that it was scheduled for; this run was not scheduled")
+    return times[0].isoformat(timespec="seconds")
+
+
+class LogView:
+    """Events as log lines of the flow run; progress has a place of its own."""
+
+    def __init__(self) -> None:
+        self._log = get_run_logger()
+
+    def __enter__(self) -> LogView:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        return
+
+    def __call__(self, event: Event) -> None:
+        """Log one event."""
+        if event.kind != "progress":
+            done = f"{event.outcome.state} {event.outcome.artifact} " if event.outcome is not None else ""
+            level = 40 if event.kind == "failed" else 20
+            self._log.log(level, "%s: %s %s%s", event.label, event.kind, done, event.text)
+
+
+@contextmanager
+def named_recipe(name: str, toml: str) -> Iterator[str]:
+    """What `load_recipe` takes: the name, or a file with the text. Its own name is the file's."""
+    if not toml.strip():
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{own_name(toml) or 'form'}.toml"
+        path.write_text(toml, encoding="utf-8")
+        yield str(path)
+
+
+def own_name(toml: str) -> str:
+    """The name that a recipe's text gives itself; "" if none."""
+    try:
+        name = tomllib.loads(toml).get("name", "")
+    except tomllib.TOMLDecodeError:
+        return ""
+    return name if isinstance(name, str) and "/" not in name else ""
+
+
+def _tag(tags: list[str]) -> None:
+    """Tags of this run, for the page's filters."""
+    own = own_id()
+    if own is None:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            there = client.read_flow_run(own).tags
+            client.update_flow_run(own, tags=sorted({*there, *tags}))
+    except (httpx.HTTPError, PrefectException):
+        return  # for the eye only
