@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ActionTypes, ChangeFlowRunState
@@ -46,6 +46,7 @@ class Plan:
     cpu_pool: str = DEFAULT_CPU_POOL
     gpu_pool: str = DEFAULT_GPU_POOL
     prune: bool = False
+    cpu_limit: int | None = None  # runs under way at once, over all workers; None leaves the pool as it is
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def deploy(plan: Plan) -> Deployed:
     with get_client(sync_client=True) as client:
         for pool in (plan.cpu_pool, plan.gpu_pool):
             _pool(client, pool)
+        if plan.cpu_limit is not None:
+            client.update_work_pool(plan.cpu_pool, WorkPoolUpdate(concurrency_limit=plan.cpu_limit))
         made = {each.full_name: _upsert(client, each) for each in wanted}
         automations = [_automation(client, each) for each in _automations()]
         pruned = _prune(client, made) if plan.prune else []

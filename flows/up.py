@@ -145,6 +145,7 @@ def start(running: Running, name: str, command: list[str], environment: Mapping[
             start_new_session=True,
         )
     running.processes[name] = (process.pid, start_time(process.pid))
+    process.returncode = 0  # it outlives us on purpose, which Popen would complain about
 
 
 def wait_until_ready(running: Running, folder: Path) -> None:

@@ -45,8 +45,10 @@ def up_command(arguments: argparse.Namespace) -> int:
     home = Path.cwd()
     running = up(folder, arguments.host, arguments.port, {}, home)
     os.environ["PREFECT_API_URL"] = running.api
-    deployed = _deploy(arguments)
-    workers = {} if arguments.no_workers else {arguments.cpu_pool: arguments.cpu_limit, arguments.gpu_pool: 1}
+    deployed = _deploy(arguments, arguments.cpu_limit)
+    # A worker with a limit of its own dies of a run that starts again before it has let go of it (Prefect 3.8), as
+    # revived runs do; so their limit is the pool's. Stages never start again: another attempt is another run.
+    workers = {} if arguments.no_workers else {arguments.cpu_pool: 0, arguments.gpu_pool: 1}
     running = up(folder, arguments.host, arguments.port, workers, home)
     if arguments.json:
         print_json({"api": running.api, "processes": sorted(running.processes), "deployments": deployed})
@@ -85,11 +87,11 @@ def deploy_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _deploy(arguments: argparse.Namespace) -> list[str]:
+def _deploy(arguments: argparse.Namespace, cpu_limit: int | None = None) -> list[str]:
     quiet()
     from flows.deploy import Plan, deploy  # imports Prefect
 
-    deployed = deploy(Plan(arguments.store, arguments.cpu_pool, arguments.gpu_pool, arguments.prune))
+    deployed = deploy(Plan(arguments.store, arguments.cpu_pool, arguments.gpu_pool, arguments.prune, cpu_limit))
     return list(deployed.deployments)
 
 

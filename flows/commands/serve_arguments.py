@@ -31,7 +31,9 @@ def add_server(
         each.add_argument("--prune", action="store_true", help="delete deployments that this checkout does not have")
     worker = command("worker", "run a worker of a pool here, in the foreground; this folder is its home")
     worker.add_argument("--pool", required=True, help="the pool")
-    worker.add_argument("--limit", type=int, default=1, help="runs at once (default: 1; 0: any number)")
+    worker.add_argument(
+        "--limit", type=int, default=1, help="stages at once (default: 1); 0, for runs: the pool's limit"
+    )
     worker.add_argument("--name", default="", help="its name on the page (default: host and pool)")
     _add_schedule(commands, common)
 

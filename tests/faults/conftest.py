@@ -74,7 +74,7 @@ def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     done = subprocess.run([*up, "--store", store], env=submitter.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     try:
-        submitter.start_worker("cpu", 4)
+        submitter.start_worker("cpu", 0)
         gpu.start_worker("gpu", 1)
         with contextlib.closing(Lab(api, submitter, gpu, store)) as lab:
             yield lab

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lab import Lab
+from toyriver import behave
 
 from artifacts.record import Record
 from artifacts.store import Store
@@ -126,3 +129,66 @@ def test_a_worker_whose_own_checkout_differs_is_a_fact_of_this_lab(lab: Lab):
     theirs, ours = SourceTree(lab.gpu.tree), SourceTree(lab.submitter.tree)
     assert all(theirs.stage(stage).digests != ours.stage(stage).digests for stage in ACCELERATED)
     assert not Path(lab.gpu.folder / "text.txt").exists()
+
+
+@pytest.fixture
+def one_run_at_a_time(lab: Lab) -> Iterator[None]:
+    """The pool of the runs has one slot."""
+    lab.http.patch("work_pools/cpu", json={"concurrency_limit": 1}).raise_for_status()
+    yield
+    lab.http.patch("work_pools/cpu", json={"concurrency_limit": None}).raise_for_status()
+
+
+def test_watched_seeds_run_when_something_changed_and_only_then(lab: Lab, recipe: str, one_run_at_a_time: None):
+    asked = {"toml": recipe, "scale": "smoke", "seeds": [7, 8], "watch": True}
+    first = lab.ended(lab.start("seeds", **asked))
+    assert (first["type"], first["name"]) == ("COMPLETED", "Completed"), first
+    trained = lab.stages(stage="train")
+    assert {run["parameters"]["seed"] for run in trained} >= {7, 8}
+    again = lab.start("seeds", **asked)
+    assert lab.ended(again)["name"] == "Unchanged"
+    assert lab.run(again)["total_run_time"] < 5
+    assert len(lab.stages(stage="train")) == len(trained)
+    behave(lab.submitter.tree, "quantize", 'print("edited once more at", os.environ["HOME"])')
+    changed = lab.ended(lab.start("seeds", **asked))
+    assert (changed["type"], changed["name"]) == ("COMPLETED", "Completed")
+    assert len(lab.stages(stage="train")) == len(trained)
+
+
+def test_fresh_seeds_are_true_repeats_named_by_their_scheduled_time(lab: Lab, recipe: str):
+    asked = {"toml": recipe, "scale": "smoke", "seeds": [9], "fresh": True}
+    runs = [lab.start("seeds", **asked) for _ in range(2) if not time.sleep(1.1)]
+    assert [lab.ended(run)["type"] for run in runs] == ["COMPLETED", "COMPLETED"]
+    sent = [run["parameters"]["components"] for run in lab.stages(stage="train", seed=9)]
+    assert len(sent) == 2
+    repeats = [components.pop("repeat") for components in sent]
+    assert sent[0] == sent[1]
+    asked_at = sorted(lab.run(run)["expected_start_time"][:19] for run in runs)
+    assert sorted(repeat[:19] for repeat in repeats) == asked_at
+    documents = [run for run in Store.open(lab.store).list_runs() if run["seed"] == 9]
+    assert [step["state"] for step in documents[-1]["steps"] if step["stage"] == "tokenize"].count("ran") == 0
+
+
+def test_a_sweep_runs_every_point_and_shares_what_it_can(lab: Lab, recipe: str):
+    asked = {"toml": recipe, "scale": "smoke", "seeds": [11], "grid": ["quantize.matrices.bits=4,5"]}
+    assert lab.ended(lab.start("sweep", **asked))["type"] == "COMPLETED"
+    assert len(lab.stages(stage="train", seed=11)) == 1
+    bits = [run["parameters"]["config"]["matrices"]["bits"] for run in lab.stages(stage="quantize")]
+    assert {4, 5} <= set(bits)
+
+
+def test_a_schedule_carries_its_own_seeds_and_is_replaced_by_its_name(lab: Lab):
+    words = ("schedule", "seeds", "quickstart", "--scale", "smoke", "--watch", "--paused", "--cron")
+    for cron in ("0 2 * * *", "0 3 * * *"):
+        assert lab.submitter.fairway(*words, cron, "--seeds", "1,2") == {"schedule": "quickstart-smoke-watch"}
+    listed = lab.submitter.fairway("schedule", "ls")["schedules"]
+    assert [(each["cron"], each["seeds"], each["active"]) for each in listed] == [("0 3 * * *", [1, 2], False)]
+    lab.submitter.fairway("schedule", "rm", "quickstart-smoke-watch")
+    assert lab.submitter.fairway("schedule", "ls")["schedules"] == []
+
+
+def test_a_pool_is_examined_by_its_own_worker(lab: Lab):
+    findings = {each["name"]: each for each in lab.submitter.fairway("doctor", "--pool", "gpu")["findings"]}
+    assert findings["workers"]["text"] == "gpu"
+    assert findings["store"]["text"].startswith(lab.store)
+    assert str(lab.gpu.folder) in findings["disk"]["text"]

@@ -49,7 +49,7 @@ def training(lab: Lab) -> Iterator[None]:
     path.write_text(text, encoding="utf-8")
     yield
     path.write_text(before, encoding="utf-8")
-    for machine, pool, limit in ((lab.submitter, "cpu", 4), (lab.gpu, "gpu", 1)):
+    for machine, pool, limit in ((lab.submitter, "cpu", 0), (lab.gpu, "gpu", 1)):
         if machine.worker is None:
             machine.start_worker(pool, limit)
 

@@ -135,15 +135,21 @@ class Lab:
         self.http.close()
 
     def post(self, path: str, **body: Any) -> Any:
-        """One call."""
-        answer = self.http.post(path, json=body)
+        """One call; SQLite lets one write at a time, so a busy server says 503, which Prefect's own client repeats."""
+        deadline_s = time.monotonic() + 30
+        while (answer := self.http.post(path, json=body)).status_code == 503 and time.monotonic() < deadline_s:
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
+    def start(self, flow: str, **parameters: Any) -> str:
+        """Start a deployment of one of our flows; the run's id."""
+        deployment = self.http.get(f"deployments/name/{flow}/{flow}").json()["id"]
+        return self.post(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
+
     def score(self, **parameters: Any) -> str:
         """Start `score`; the run's id."""
-        deployment = self.http.get("deployments/name/score/score").json()["id"]
-        return self.post(f"deployments/{deployment}/create_flow_run", parameters=parameters)["id"]
+        return self.start("score", **parameters)
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A flow run as it is now."""

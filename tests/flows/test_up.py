@@ -1,0 +1,69 @@
+"""What `up` remembers of its processes, and that it never signals somebody else's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.up import Running, down, start, start_time, up, worker_command, worker_environment
+from stages.contract import StageError
+
+SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
+
+
+def test_a_process_is_found_again_and_ended(tmp_path: Path):
+    running = Running("http://127.0.0.1:1/api")
+    start(running, "server", SLEEP, {}, tmp_path)
+    running.write(tmp_path)
+    again = Running.read(tmp_path)
+    assert again == running
+    assert again.alive("server")
+    assert down(tmp_path) == ["server"]
+    assert not again.alive("server")
+    assert down(tmp_path) == []
+
+
+def test_an_id_that_belongs_to_somebody_else_now_is_not_signalled(tmp_path: Path):
+    with subprocess.Popen(SLEEP, stdout=subprocess.DEVNULL) as other:
+        Running("", {"server": (other.pid, "1")}).write(tmp_path)
+        assert down(tmp_path) == []
+        assert other.poll() is None
+        other.kill()
+
+
+def test_a_zombie_does_not_live(tmp_path: Path):
+    child = os.fork() if sys.platform == "linux" else 0
+    if child == 0:
+        os._exit(0)
+    deadline_s = time.monotonic() + 5
+    while start_time(child) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert start_time(child) == ""
+    os.waitpid(child, 0)
+    assert Running.read(tmp_path) == Running()
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StageError, match=str(port)):
+            up(tmp_path, "127.0.0.1", port, {}, tmp_path)
+    assert not (tmp_path / "up.json").exists()
+
+
+def test_a_worker_runs_this_checkout_quietly_and_with_short_waits(tmp_path: Path):
+    environment = worker_environment("http://127.0.0.1:1/api", tmp_path)
+    assert Path(environment["PYTHONPATH"], "flows", "worker.py").is_file()
+    assert environment["FAIRWAY_HOME"] == str(tmp_path)
+    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert float(environment["PREFECT_WORKER_QUERY_SECONDS"]) <= 2
+    assert "--limit" not in worker_command("cpu", 0, "")
+    assert worker_command("gpu", 1, "here")[-4:] == ["--name", "here", "--limit", "1"]
