@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit  # `scipy.stats` has the same numbers and takes 1.4 s to import
 
 MARGIN_NATS = 0.005  # the challenge's README
 LEVEL = 0.01  # the challenge's README
@@ -53,8 +53,13 @@ def summary(n: int, mean: float, std: float | None, values: tuple[float, ...] = 
     """The estimate of which only n, mean and sample standard deviation are known."""
     if std is None or n < 2:
         return Estimate(n, mean, None, None, None, values)
-    half = float(student.isf((1 - CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
+    half = _upper((1 - CONFIDENCE) / 2, n - 1) * std / math.sqrt(n)
     return Estimate(n, mean, std, mean - half, mean + half, values)
+
+
+def _upper(level: float, df: float) -> float:
+    """The t that Student's distribution exceeds with this probability."""
+    return -float(stdtrit(df, level))
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,8 @@ def _test(
 ) -> MeanTest:
     """A test with standard error `error` of the improvement."""
     t = (improvement - margin) / error
-    half = float(student.isf((1 - CONFIDENCE) / 2, df)) * error
-    p = float(student.sf(t, df))
+    half = _upper((1 - CONFIDENCE) / 2, df) * error
+    p = float(stdtr(df, -t))  # P(T >= t): the distribution is symmetric, and small tails keep their digits
     return MeanTest(method, n, improvement, margin, t, df, p, improvement - half, improvement + half)
 
 
@@ -242,4 +247,4 @@ def detectable(std: float, n: int, m: int, level: float = LEVEL) -> float:
         raise ValueError(f"a spread needs two seeds or more on each side; got {n} and {m}; plan more")
     error = std * math.sqrt(1 / n + 1 / m)
     df = (1 / n + 1 / m) ** 2 / ((1 / n) ** 2 / (n - 1) + (1 / m) ** 2 / (m - 1))
-    return float(student.isf(level, df)) * error
+    return _upper(level, df) * error

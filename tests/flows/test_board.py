@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toyriver import make_tree
-from toyrun import launch_here, request, write_recipe
-from toyseeds import conduct, score_by_seed
+from toyrun import launch_here
+from toyseeds import ask, conduct, scored_tree
 
 from artifacts.store import Store
 from flows import step as flows_step
@@ -20,14 +19,17 @@ from flows.prepare import Request, prepare
 from flows.verdicts import words
 
 
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One toy tree for all tests here that leave it as it is."""
+    return scored_tree(tmp_path_factory.mktemp("toys"))
+
+
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+def asked(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     """The toy recipe, in a fresh store; stages run in this process."""
     monkeypatch.setattr(flows_step, "launch", launch_here)
-    write_recipe(tmp_path)
-    tree = make_tree(tmp_path / "tree")
-    score_by_seed(tree)
-    return request(tmp_path, tree)
+    return ask(tmp_path, tree)
 
 
 def run(asked: Request, seed: int, *overrides: str) -> str:

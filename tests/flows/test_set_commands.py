@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toyriver import make_tree
-from toyrun import launch_here, request, write_recipe
-from toyseeds import conduct, score_by_seed
+from toyrun import launch_here
+from toyseeds import ask, conduct, scored_tree
 
 from flows import step as flows_step
 from flows.cli import main
@@ -23,14 +22,17 @@ from flows.launch import StageFailed
 from flows.prepare import Prepared, Request
 
 
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One toy tree for all tests here."""
+    return scored_tree(tmp_path_factory.mktemp("toys"))
+
+
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+def asked(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     """Commands run the toy tree, without Prefect; stages run in this process."""
     monkeypatch.setattr(flows_step, "launch", launch_here)
-    recipe = write_recipe(tmp_path)
-    tree = make_tree(tmp_path / "tree")
-    score_by_seed(tree)
-    asked = request(tmp_path, tree, recipe=str(recipe))
+    asked = ask(tmp_path, tree)
 
     def toy(arguments: Any) -> Request:
         return replace(asked, scale=arguments.scale, overrides=tuple(arguments.set))
@@ -98,9 +100,9 @@ def test_a_sweep_by_grid_or_file_ends_in_one_table(asked: Request, capsys: pytes
     assert {line.split("\t")[2] for line in capsys.readouterr().out.splitlines()[2:]} == {"toy: bits=5", "toy: bits=6"}
     path = tmp_path / "mine.toml"
     path.write_text('recipe = "toy.toml"\n[[point]]\nname = "one"\npublished = 1.1\n[[left_out]]\nname = "two"\n')
-    assert fairway(asked, "sweep", str(path), "--seeds", "1,2", "--json") == 0
+    assert fairway(asked, "sweep", str(path), "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["points"][0]["n"], found["points"][0]["published"], found["left_out"]) == (2, 1.1, [{"name": "two"}])
+    assert (found["points"][0]["n"], found["points"][0]["published"], found["left_out"]) == (1, 1.1, [{"name": "two"}])
     assert "left out" in (Path(found["report"]).parent / "table.md").read_text()
 
 

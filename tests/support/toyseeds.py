@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from toyriver import behave
+from toyriver import STAGES, behave, make_tree
+from toyrun import request, write_recipe
 
 from flows.drive import drive
+from flows.identity import Identity
 from flows.launch import Interrupted
-from flows.prepare import Prepared
+from flows.prepare import Prepared, Request
 from flows.seeds import Show
 from flows.session import Event
+from flows.source import bundle_source
 from flows.step import hit_or_run
 from flows.summary import summarise
 
 SCORE = "int(digest.hexdigest()[:6], 16) / 2**24"
+
+
+def scored_tree(folder: Path) -> Path:
+    """The toy tree with scores by seed, and its closures beside it: they take longer to compute than a run."""
+    tree = make_tree(folder / "tree")
+    score_by_seed(tree)
+    identity = Identity(tree, folder / "closures.json")
+    for stage in STAGES:
+        identity.closure(stage)
+    bundle_source(tree, identity.tree)
+    identity.save()
+    return tree
+
+
+def ask(folder: Path, tree: Path) -> Request:
+    """The toy recipe in a fresh store below `folder`."""
+    write_recipe(folder)
+    (folder / "store" / "cache").mkdir(parents=True)
+    shutil.copy(tree.parent / "closures.json", folder / "store" / "cache")
+    return request(folder, tree)
 
 
 def score_by_seed(tree: Path) -> None:
