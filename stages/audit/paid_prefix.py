@@ -55,14 +55,13 @@ class Needles:
     hashes: np.ndarray
     one_in: int
 
-    def count_in(self, data: np.ndarray) -> int:
-        """About how many bytes of `data` (uint8) lie in runs of val."""
-        found = 0
-        for hashes in _runs(data):
-            wanted = chosen(hashes, self.one_in)
-            at = np.minimum(np.searchsorted(self.hashes, wanted), max(len(self.hashes) - 1, 0))
-            found += int((self.hashes[at] == wanted).sum()) if len(self.hashes) else 0
-        return found * self.one_in
+    def count_in(self, hashes: np.ndarray) -> int:
+        """About how many bytes lie in runs of val, of data whose runs have these hashes."""
+        if not len(self.hashes):
+            return 0
+        wanted = chosen(hashes, self.one_in)
+        at = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        return int((self.hashes[at] == wanted).sum()) * self.one_in
 
 
 def val_needles(tokenizer: sentencepiece.SentencePieceProcessor, tokens: np.ndarray) -> list[Needles]:
@@ -137,8 +136,10 @@ def check_layers(needles: list[Needles], layers: Iterable[Layer]) -> Finding:
     found: list[dict[str, object]] = []
     for name, data in layers:
         looked[name] = len(data)
-        view = np.frombuffer(data, dtype=np.uint8)
-        counts = {needle.form: needle.count_in(view) for needle in needles}
+        counts = {needle.form: 0 for needle in needles}
+        for hashes in _runs(np.frombuffer(data, dtype=np.uint8)):
+            for needle in needles:
+                counts[needle.form] += needle.count_in(hashes)
         found += [
             {"layer": name, "form": form, "bytes": count} for form, count in counts.items() if count >= LEAST_BYTES
         ]
