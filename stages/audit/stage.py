@@ -10,8 +10,10 @@ import sentencepiece
 
 from model.bytes import ByteTable
 from model.load import open_stream
+from model.protocol import Protocol, windows_of
 from stages.audit.account import Account
 from stages.audit.config import Config
+from stages.audit.cost import handed_out
 from stages.audit.on_record import audit_run, audit_score
 from stages.audit.protocols import audit_protocols
 from stages.audit.verdict import Examined, report, verdict_table, write_verdict
@@ -28,6 +30,9 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         account = Account.read(inputs["records"] / "records.json")
         findings = audit_run(inputs, stream, tokenizer, account, config.challenge)
         scores: dict[str, Examined] = {}
+        # Diagnostics are not audited, but they are part of what evaluation cost.
+        every = [Protocol.from_dict(values) for values in config.protocols.values()]
+        evaluated = sum(handed_out(windows_of(protocol, len(stream))) for protocol in every)
         asked = audit_protocols(config, inputs, runtime)
         for name in sorted(asked):
             folders = inputs["scores"] / name, inputs["ledgers"] / name
@@ -36,6 +41,6 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
             scores[name] = Examined([*of.findings, *read], of.forward_tokens, of.evaluate_tokens)
     except (ValueError, OSError) as error:
         raise StageError(str(error)) from error
-    table = verdict_table(findings, scores, config.challenge)
+    table = verdict_table(findings, scores, config.challenge, evaluated)
     write_verdict(fresh_role(out, "verdict"), table)
     return report(table)

@@ -29,9 +29,9 @@ class Examined:
 
 
 def verdict_table(
-    run: Sequence[Finding], scores: Mapping[str, Examined], challenge: Mapping[str, Any]
+    run: Sequence[Finding], scores: Mapping[str, Examined], challenge: Mapping[str, Any], evaluated_tokens: int
 ) -> dict[str, Any]:
-    """verdict.json as a value."""
+    """verdict.json as a value. `evaluated_tokens` went forward in all evaluations, diagnostics included."""
     judged = {name: verdicts([*run, *each.findings], challenge) for name, each in scores.items()}
     every = [*run, *(finding for each in scores.values() for finding in each.findings)]
     policies = {
@@ -55,7 +55,7 @@ def verdict_table(
         "run": [finding.to_dict() for finding in run],
         "rulings": {name: challenge["rulings"][name] for name in asked if name in challenge["rulings"]},
         "forward_tokens": sum(each.forward_tokens for each in scores.values()),
-        "evaluation_forward_tokens": sum(each.evaluation_forward_tokens for each in scores.values()),
+        "evaluation_forward_tokens": evaluated_tokens,
     }
 
 
