@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from stages.bundle.facts import Place, Scope
 from stages.bundle.known import Known
 from stages.bundle.merge import COMPREHENSIONS
-from stages.bundle.values import SCALARS, Instance, Place, Reason, Scope, is_pure
+from stages.bundle.values import SCALARS, Instance, Reason, is_pure
 
 ENDS = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 
@@ -195,13 +196,13 @@ class Unread(ast.NodeTransformer):
             return node if pairs else None
         return None if self._is_unread(target) else node
 
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        """A branch may have become empty."""
+    def _not_empty(self, node: Any) -> ast.AST:
+        """A body may have become empty."""
         self.generic_visit(node)
         node.body = node.body or [ast.Pass()]
         return node
 
-    visit_For = visit_With = visit_While = visit_If
+    visit_If = visit_For = visit_With = visit_While = _not_empty
 
 
 def read(node: ast.AST) -> Iterator[str]:

@@ -149,7 +149,7 @@ def first_clause(text: ast.expr) -> ast.expr:
     if isinstance(text, ast.JoinedStr):
         kept: list[ast.expr] = []
         for part in text.values:
-            if isinstance(part, ast.Constant) and ";" in part.value:
+            if isinstance(part, ast.Constant) and isinstance(part.value, str) and ";" in part.value:
                 kept.append(ast.Constant(part.value.split(";")[0]))
                 break
             kept.append(part)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.load import names
 from stages.bundle.config import Config
 from stages.bundle.merge import merge
 from stages.bundle.pack import pack
@@ -202,8 +203,16 @@ def test_packed_modules_import_only_what_a_submission_may(source):
             assert {name.split(".")[0] for name in names} <= allowed, path
 
 
-def test_packing_is_deterministic(packed: Callable[..., Path]):
-    assert packed("base11", "full").read_bytes() == packed("base11", "full").read_bytes()
+def test_the_largest_bundle_is_under_the_limit_and_the_same_every_time(packed: Callable[..., Path]):
+    file = packed("pr714-fit", "full")
+    assert file.stat().st_size < LIMIT_BYTES
+    assert packed("pr714-fit", "full").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", names("recipe"))
+def test_every_recipes_bundle_is_under_the_limit(recipe: str, packed: Callable[..., Path]):
+    assert packed(recipe, "full").stat().st_size < LIMIT_BYTES
 
 
 def test_no_modules_or_broken_source_is_a_stage_error(tmp_path):
