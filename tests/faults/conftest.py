@@ -77,6 +77,8 @@ def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         submitter.start_worker("cpu", 0)
         gpu.start_worker("gpu", 1)
         with contextlib.closing(Lab(api, submitter, gpu, store)) as lab:
+            lab.up = [*up, "--store", store]
+            lab.server = base / "up"
             yield lab
     finally:
         submitter.stop()

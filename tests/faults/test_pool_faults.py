@@ -170,6 +170,33 @@ def test_sigterm_of_the_machine_leaves_a_checkpoint_and_the_stage_is_sent_again(
     assert int(re.fullmatch(r"from step (\d+)\n", said(lab, train))[1]) >= 10
 
 
+def test_a_run_survives_a_restart_of_the_server(lab: Lab, recipe: str, training: None):
+    run, train = start(lab, recipe, 250)
+    lab.restart_server()
+    assert lab.ended(run, 240)["type"] == "COMPLETED"
+    assert attempts(lab, train) == ["COMPLETED"]
+    assert said(lab, train) == "from step 0\n"
+    all_sound(lab)
+
+
+def test_a_flow_whose_machine_is_gone_is_found_by_its_silence_and_revived(lab: Lab, recipe: str, training: None):
+    run, train = start(lab, recipe, 100)
+    wait_for(lambda: heartbeats(lab, run), "the run has sent a heartbeat")
+    lab.submitter.kill(everything=True)
+    lab.submitter.start_worker("cpu", 0)
+    wait_for(lambda: lab.run(run)["run_count"] == 2, "the run runs again", 240)
+    assert lab.ended(run, 240)["type"] == "COMPLETED"
+    assert attempts(lab, train) == ["COMPLETED"]
+    assert said(lab, train) == "from step 0\n"
+    all_sound(lab)
+
+
+def heartbeats(lab: Lab, run: str) -> int:
+    """How often a run has said that it lives."""
+    wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
+    return lab.post("events/filter", filter=wanted)["total"]
+
+
 def test_two_runs_that_need_one_key_compute_it_once(lab: Lab, recipe: str, training: None):
     seed = next(SEEDS)
     asked = {"toml": recipe, "scale": "smoke", "seed": seed, "overrides": ["train.steps=60"]}

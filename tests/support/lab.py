@@ -16,7 +16,7 @@ from uuid import UUID
 
 import httpx
 
-from flows.up import start_time
+from flows.up import Running, start_time
 
 LIMIT_S = 120.0
 
@@ -129,6 +129,16 @@ class Lab:
     def __init__(self, api: str, submitter: Machine, gpu: Machine, store: str) -> None:
         self.api, self.submitter, self.gpu, self.store = api, submitter, gpu, store
         self.http = httpx.Client(base_url=f"{api}/", timeout=30)
+        self.up: list[str] = []  # the command that starts the server
+        self.server = Path()  # its folder
+
+    def restart_server(self) -> None:
+        """SIGKILL, five seconds of nobody, and a new one with the same database."""
+        pid, _ = Running.read(self.server).processes["server"]
+        os.killpg(pid, signal.SIGKILL)
+        time.sleep(5)
+        done = subprocess.run(self.up, env=self.submitter.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def close(self) -> None:
         """No connection stays open."""
@@ -153,7 +163,9 @@ class Lab:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A flow run as it is now."""
-        return self.http.get(f"flow_runs/{UUID(run_id)}").json()
+        answer = self.http.get(f"flow_runs/{UUID(run_id)}")
+        answer.raise_for_status()
+        return answer.json()
 
     def state(self, run_id: str) -> str:
         """The type of its state."""
