@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.claims import Claim, claim
 from stages.contract import Device
 
 
@@ -57,21 +58,29 @@ class Slots:
         Whether a requested GPU exists is checked by the stage itself, whose message says what is missing.
         """
         cores = min(self.cores, max(1, device.threads * device.count))
-        gpus: list[str] = []
+        held: list[Claim] = []
         with self._changed:
             if device.kind == "cuda" and self._free_gpus is None:
                 self._gpus = usable_gpus() if self._gpus is None else self._gpus
                 self._free_gpus = list(self._gpus)
             wanted = min(device.count, len(self._gpus or ())) if device.kind == "cuda" else 0
-            while not cancel.is_set() and (self._free_cores < cores or len(self._free_gpus or ()) < wanted):
+            while not cancel.is_set():
+                # Other processes of this machine have claims too, and say nothing when they let go.
+                found = claim(self._free_gpus or (), wanted) if self._free_cores >= cores else None
+                if found is not None:
+                    held = found
+                    break
                 self._changed.wait(0.2)
             self._free_cores -= cores
-            if wanted and self._free_gpus is not None:
-                gpus = [self._free_gpus.pop(0) for _ in range(min(wanted, len(self._free_gpus)))]
+            for each in held:
+                (self._free_gpus or []).remove(each.gpu)
+        gpus = [each.gpu for each in held]
         try:
             yield {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         finally:
             with self._changed:
+                for each in held:
+                    each.release()
                 self._free_cores += cores
                 if self._free_gpus is not None:
                     self._free_gpus += gpus

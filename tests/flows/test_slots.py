@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from flows.claims import claim
 from flows.slots import Slots, usable_cores, usable_gpus
 from stages.contract import Device
 
@@ -87,3 +92,43 @@ def test_the_gpus_that_we_may_see_are_the_ones_to_lend(monkeypatch, visible: str
 
 def test_there_is_a_core():
     assert usable_cores() >= 1
+
+
+@pytest.fixture
+def own_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claims in a folder of this test, for child processes too."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+
+HOLDER = """
+import sys, threading, time
+from flows.slots import Slots
+from stages.contract import Device
+with Slots(cores=8, gpus=("0", "1")).lend(Device(kind="cuda", count=1, threads=1), threading.Event()) as lent:
+    print(lent["CUDA_VISIBLE_DEVICES"], flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_gpu_of_another_process_is_not_lent_until_that_process_is_dead(own_claims: None):
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as other:
+        theirs = other.stdout.readline().strip()
+        here = Slots(cores=8, gpus=("0", "1"))
+        with here.lend(Device(kind="cuda", threads=1), NEVER) as lent:
+            assert {theirs, lent["CUDA_VISIBLE_DEVICES"]} == {"0", "1"}
+        got = threading.Event()
+
+        def both() -> None:
+            with here.lend(Device(kind="cuda", count=2, threads=1), NEVER):
+                got.set()
+
+        waiting = threading.Thread(target=both)
+        waiting.start()
+        assert not got.wait(0.5)
+        (free,) = claim(("0", "1"), 1) or []  # who waits for two holds none
+        assert free.gpu != theirs
+        free.release()
+        other.kill()
+    assert got.wait(10)
+    waiting.join()
