@@ -38,6 +38,19 @@ def sizes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"part": name, "bytes": count} for name, count in result["bytes"].items()] or [{"part": "none yet"}]
 
 
+def lineage(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
+    """Every step with the run that made its artifact; a stage that a pool ran has a page of its own."""
+    rows = ["| step | state | artifact | key | made by run | |", "|---|---|---|---|---|---|"]
+    for outcome in outcomes:
+        made = outcome.record.provenance
+        page = f"[its page](/runs/flow-run/{made['flow_run']})" if made.get("flow_run") else ""
+        key = outcome.record.key[:12]
+        rows.append(
+            f"| {outcome.step.label} | {outcome.state} | {outcome.artifact} | {key} | {made.get('run', '')} | {page} |"
+        )
+    return f"{title(result)}\n\n" + "\n".join(rows)
+
+
 def curve(store: Store, outcomes: Sequence[Outcome]) -> str:
     """The training's loss curve as markdown with the picture inside: Prefect's image artifact takes addresses only."""
     from flows import charts  # draws with matplotlib, half a second to import

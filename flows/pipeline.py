@@ -160,6 +160,7 @@ def _show(prepared: Prepared, outcomes: list[Outcome], result: dict[str, Any]) -
         create_table_artifact(key="fairway-scores", table=panels.scores(result), description=panels.title(result))
         create_table_artifact(key="fairway-verdict", table=panels.verdict(result), description=panels.title(result))
         create_table_artifact(key="fairway-bytes", table=panels.sizes(result), description=panels.title(result))
+        create_markdown_artifact(key="fairway-lineage", markdown=panels.lineage(result, outcomes))
         # Drawing takes longer than a whole cached run, and a curve that was shown once has not changed.
         if any(o.state == "ran" and o.step.stage == "train" for o in outcomes):
             create_markdown_artifact(key="fairway-curve", markdown=panels.curve(prepared.session.store, outcomes))

@@ -83,6 +83,14 @@ class Progress:
             self._shown_s = time.monotonic()
             self._write()
 
+    def end(self, result: Mapping[str, Any]) -> None:
+        """The last word."""
+        if outcome := result.get("outcome"):
+            self._percent, self._text = 100.0, f"{self._label}: {outcome}"
+        else:
+            self._text = f"{self._label}: {result.get('error', 'lost')}"
+        self._write()
+
     def _write(self) -> None:
         try:
             if self._id is None:
@@ -178,11 +186,13 @@ def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> di
         stopper.end()
     for line in lines.lines():
         log.info(line)
+    result = folder / "result.json"
+    ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"exit": process.returncode}
+    progress.end(ended)
     said, _ = process.communicate()
     for line in said.splitlines()[-20:]:
         log.warning(line)
-    result = folder / "result.json"
-    return json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"exit": process.returncode}
+    return ended
 
 
 class _Stopper:

@@ -134,13 +134,19 @@ def open_session(assignment: Assignment, office: Office) -> Session:
         scratch=scratch,
         logs=office.log,
         slots=Slots(),
-        provenance=lambda: {**capture(ROOT, list(sys.argv)), **assignment.provenance},
+        provenance=lambda: {**capture(ROOT, list(sys.argv)), **assignment.provenance, **_flow_run()},
         tell=office.tell,
         repeat=assignment.components.get("repeat"),
         force=frozenset([assignment.stage]) if assignment.forced else frozenset(),
         deadline_s=assignment.deadline_s,
         grace_s=STOP_LIMIT_S,
     )
+
+
+def _flow_run() -> dict[str, str]:
+    """The Prefect run around us, so that a later hit can lead to it."""
+    found = os.environ.get("PREFECT__FLOW_RUN_ID", "")
+    return {"flow_run": found} if found else {}
 
 
 def _result(assignment: Assignment, office: Office, session: Session) -> dict[str, Any]:
