@@ -9,12 +9,12 @@ Letters: V ids of the tokenizer, N targets.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import sentencepiece
 
-from stages.audit.finding import Finding
+from stages.audit.finding import Finding, Verdict
 
 Count = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(previous ids, target ids), equal shapes -> bytes of each target: `ByteTable.target_bytes`, or what is suspected."""
@@ -182,5 +182,5 @@ def check_documents(
     return _finding("pass", f"{checked} validation documents decode to as many bytes as the table counts", evidence)
 
 
-def _finding(verdict: str, says: str, evidence: dict[str, object]) -> Finding:
-    return Finding(rule="E2", detector="T10", verdict=verdict, says=says, evidence=evidence)  # type: ignore[arg-type]
+def _finding(verdict: Verdict, says: str, evidence: Mapping[str, object]) -> Finding:
+    return Finding(rule="E2", detector="T10", verdict=verdict, says=says, evidence=dict(evidence))

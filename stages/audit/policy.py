@@ -37,7 +37,7 @@ def judge(findings: Sequence[Finding], policy: Mapping[str, Any]) -> dict[str, A
     because: list[str] = []
     not_judged: list[str] = []
     for rule in policy["rules"]:
-        seen = [(f, under(f, policy)) for f in findings if f.rule == rule]
+        seen: list[tuple[Finding, Verdict]] = [(f, under(f, policy)) for f in findings if f.rule == rule]
         rules[rule] = _worst([verdict for _, verdict in seen]) if seen else "unknown"
         because += [f"{rule}: {f.says}" for f, verdict in seen if verdict == rules[rule] in ("fail", "unknown")]
         if not seen:
@@ -70,9 +70,11 @@ def outcome(rules: Sequence[Verdict]) -> Outcome:
 
 
 def _worst(found: Sequence[Verdict]) -> Verdict:
-    return next((v for v in ("fail", "unknown", "pass") if v in found), "not_applicable")
+    order: tuple[Verdict, ...] = ("fail", "unknown", "pass", "not_applicable")
+    return min(found, key=order.index, default="not_applicable")
 
 
 def worst_outcome(outcomes: Sequence[Outcome]) -> Outcome:
     """Of several scores of one run."""
-    return next((o for o in ("not_legal", "unknown") if o in outcomes), "legal" if outcomes else "unknown")
+    order: tuple[Outcome, ...] = ("not_legal", "unknown", "legal")
+    return min(outcomes, key=order.index, default="unknown")

@@ -28,7 +28,7 @@ class Documents:
     def feed(self, block_N: np.ndarray) -> Iterator[Document]:
         """The documents that end within the next N tokens (uint16)."""
         block_N = np.ascontiguousarray(block_N, dtype="<u2")
-        data, begin = memoryview(block_N).cast("B"), 0
+        data, begin = memoryview(block_N.data).cast("B"), 0
         for at in np.flatnonzero(block_N == self._bos).tolist():
             self._add(data[2 * begin : 2 * at], at - begin)
             yield from self.end()
