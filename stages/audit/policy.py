@@ -71,10 +71,10 @@ def outcome(rules: Sequence[Verdict]) -> Outcome:
 
 def _worst(found: Sequence[Verdict]) -> Verdict:
     order: tuple[Verdict, ...] = ("fail", "unknown", "pass", "not_applicable")
-    return min(found, key=order.index, default="not_applicable")
+    return min(found, key=order.index) if found else "not_applicable"
 
 
 def worst_outcome(outcomes: Sequence[Outcome]) -> Outcome:
     """Of several scores of one run."""
     order: tuple[Outcome, ...] = ("not_legal", "unknown", "legal")
-    return min(outcomes, key=order.index, default="unknown")
+    return min(outcomes, key=order.index) if outcomes else "unknown"
