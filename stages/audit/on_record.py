@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,12 @@ def audit_run(
     tokenizer: sentencepiece.SentencePieceProcessor,
     account: Account,
     challenge: Challenge,
+    opened: Collection[str] | None = None,
 ) -> list[Finding]:
-    """What holds for every score of a run: T10, T12, T13, T14, B2 of T15, T16 and lineage."""
+    """What holds for every score of a run: T10, T12, T13, T14, B2 of T15, T16 and lineage.
+
+    `opened` names what clean processes were seen to open, where a deep audit has looked.
+    """
     table = ByteTable.load(inputs["tokenizer"] / "bytes.npy")
     tokens = stream.read(0, len(stream))
     documents = sample_documents(tokens[:_DOCUMENT_TOKENS], tokenizer.bos_id())
@@ -48,19 +52,28 @@ def audit_run(
         check_documents(tokenizer, documents, table.target_bytes),
         *check_overlap(overlap, account),
         check_layers(val_needles(tokenizer, tokens), layers),
-        check_weighed(inputs, challenge["cap_bytes"]),
+        check_weighed(inputs, challenge["cap_bytes"], opened),
         check_training_clock(account, challenge),
         check_identity(account, given),
         *check_lineage(account),
     ]
 
 
-def check_weighed(inputs: Mapping[str, Path], cap_bytes: int) -> Finding:
-    """B1: sizes on disk against the cap. What `weigh` wrote is what lies there, or its table is not believed."""
+def check_weighed(inputs: Mapping[str, Path], cap_bytes: int, opened: Collection[str] | None = None) -> Finding:
+    """B1: the table of `weigh`, and the files: the code, and of the archive's folder what was opened or else all."""
     sizes = _json(inputs["sizes"] / "sizes.json")
     packed = {"code": sizes["code_bytes"], "model": sizes["model_bytes"]}
-    files = {path.name: path.stat().st_size for role in ("archive", "bundle") for path in inputs[role].iterdir()}
-    return check_sizes(packed, files, cap_bytes)
+    model = {path.name: path.stat().st_size for path in inputs["archive"].iterdir()}
+    if opened is not None:
+        model = {name: size for name, size in model.items() if name in opened}
+    code = {path.name: path.stat().st_size for path in inputs["bundle"].iterdir()}
+    return check_sizes(packed, {**model, **code}, cap_bytes, traced=opened is not None)
+
+
+def opened_files(findings: Iterable[Finding]) -> set[str] | None:
+    """What T5 saw clean processes open in the shipped folder; None where no process was traced."""
+    seen = [finding.evidence["shipped"] for finding in findings if "shipped" in finding.evidence]
+    return {name for names in seen for name in names} if seen else None
 
 
 def audit_score(

@@ -14,7 +14,7 @@ from model.protocol import Protocol, windows_of
 from stages.audit.account import Account
 from stages.audit.config import Config
 from stages.audit.cost import handed_out
-from stages.audit.on_record import audit_run, audit_score
+from stages.audit.on_record import audit_run, audit_score, opened_files
 from stages.audit.protocols import audit_protocols
 from stages.audit.verdict import Examined, report, verdict_table, write_verdict
 from stages.contract import Runtime, StageError, fresh_role
@@ -28,12 +28,13 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(inputs["tokenizer"] / "tokenizer.model"))
         stream = open_stream(inputs["val"], ByteTable.load(inputs["tokenizer"] / "bytes.npy").vocab)
         account = Account.read(inputs["records"] / "records.json")
-        findings = audit_run(inputs, stream, tokenizer, account, config.challenge)
         scores: dict[str, Examined] = {}
         # Diagnostics are not audited, but they are part of what evaluation cost.
         every = [Protocol.from_dict(values) for values in config.protocols.values()]
         evaluated = sum(handed_out(windows_of(protocol, len(stream))) for protocol in every)
         asked = audit_protocols(config, inputs, runtime)
+        opened = opened_files(finding for of in asked.values() for finding in of.findings)
+        findings = audit_run(inputs, stream, tokenizer, account, config.challenge, opened)
         for name in sorted(asked):
             folders = inputs["scores"] / name, inputs["ledgers"] / name
             read = audit_score(folders, name, stream, tokenizer, account, config.challenge)

@@ -13,8 +13,9 @@ from configs.load import challenge
 from stages.audit.account import Account
 from stages.audit.clocks import check_evaluation_clock, check_training_clock
 from stages.audit.disjoint import check_overlap
+from stages.audit.finding import Finding
 from stages.audit.identity import check_identity, check_lineage, check_log_names_code, check_score_files, role_digest
-from stages.audit.on_record import check_whole_split
+from stages.audit.on_record import check_weighed, check_whole_split, opened_files
 from stages.audit.policy import judge
 from stages.audit.sizes import check_published_sizes, check_sizes
 from stages.contract import StageError
@@ -99,6 +100,21 @@ def test_the_two_ways_of_weighing_decide_by_policy():
     )
     policies = {name: judge([finding], {**p, "rules": ["B1"]})["verdict"] for name, p in RULES["policies"].items()}
     assert policies == {"strict": "not_legal", "board": "legal"}
+
+
+def test_files_are_those_that_a_clean_process_was_seen_to_open(tmp_path: Path):
+    inputs = {role: tmp_path / role for role in ("archive", "bundle", "sizes")}
+    for folder in inputs.values():
+        folder.mkdir()
+    for name, size in (("archive/archive.fwy", 700), ("archive/more.bin", 500), ("bundle/train_gpt.py", 90)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (inputs["sizes"] / "sizes.json").write_text('{"code_bytes": 90, "model_bytes": 700}', encoding="utf-8")
+    all_of_it = check_weighed(inputs, 1000)
+    seen = Finding(rule="E4", detector="T5", verdict="pass", says="", evidence={"shipped": ["archive.fwy", "val.bin"]})
+    opened = check_weighed(inputs, 1000, opened_files([seen]))
+    assert (all_of_it.verdict, all_of_it.evidence["files_bytes"], all_of_it.evidence["traced"]) == ("fail", 1290, False)
+    assert (opened.verdict, opened.evidence["files_bytes"], opened.evidence["traced"]) == ("pass", 790, True)
+    assert opened_files([]) is None
 
 
 def test_published_sizes_are_judged_by_the_largest():
