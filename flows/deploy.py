@@ -213,7 +213,9 @@ def place(plan: Plan) -> dict[str, Any]:
             "description": "The artifact store, which all workers reach. Credentials are the workers' own.",
         },
         "pool": choice(
-            [plan.gpu_pool, ""], plan.gpu_pool, "Work pool of train, quantize and evaluate. Empty: beside the flow."
+            [plan.gpu_pool, ""],
+            plan.gpu_pool,
+            "Work pool of train, quantize, evaluate and audit. Empty: beside the flow.",
         ),
     }
 

@@ -63,7 +63,7 @@ def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     environment = {**os.environ, **s3_environment, "PREFECT_API_URL": api, "OMP_NUM_THREADS": "2"}
     submitter = Machine("submitter", base / "submitter", make_tree(base / "submitter" / "tree"), environment)
     gpu = Machine("gpu", base / "gpu", make_tree(base / "gpu" / "tree"), environment)
-    for stage in ("train", "quantize", "evaluate"):
+    for stage in ("train", "quantize", "evaluate", "audit"):
         behave(submitter.tree, stage, 'print("edited code at", os.environ["HOME"])')
         behave(gpu.tree, stage, 'raise RuntimeError("the code of the worker\'s own checkout runs")')
     for path, was, now in PATIENCE:

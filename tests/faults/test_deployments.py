@@ -17,7 +17,7 @@ from flows.closure import SourceTree
 
 pytestmark = pytest.mark.slow
 
-ACCELERATED = {"train", "quantize", "evaluate"}
+ACCELERATED = {"train", "quantize", "evaluate", "audit"}
 
 
 def record(lab: Lab, step: dict[str, Any]) -> Record:
@@ -58,7 +58,7 @@ def test_each_stage_runs_where_it_should_with_the_submitters_edited_code(lab: La
     changed = lab.score(toml=recipe, scale="smoke", overrides=["quantize.matrices.bits=5"])
     assert lab.ended(changed)["type"] == "COMPLETED"
     ran = {step["stage"] for step in lab.document()["steps"] if step["state"] == "ran"}
-    assert ran - {"bundle"} <= {"quantize", "compress", "weigh", "evaluate"}  # the bundle holds the recipe
+    assert ran - {"bundle"} <= {"quantize", "compress", "weigh", "evaluate", "audit"}  # the bundle holds the recipe
     assert "quantize" in ran
     assert store.verify() == []
 
