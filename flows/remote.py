@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -127,10 +127,20 @@ def check_components(assignment: Assignment, found: Components) -> None:
 
 
 def _difference(told: Any, found: Any) -> str:
-    if isinstance(told, dict) and isinstance(found, dict):
-        names = [name for name in sorted({*told, *found}) if told.get(name) != found.get(name)]
-        told, found = ({name: each.get(name) for name in names[:4]} for each in (told, found))
-    return f"sent {json.dumps(told)}, here {json.dumps(found)}"
+    """What differs, field by field; the first few, since one cause can touch hundreds."""
+    sent, here = dict(_leaves(told)), dict(_leaves(found))
+    paths = [path for path in sorted({*sent, *here}) if sent.get(path) != here.get(path)]
+    shown, more = paths[:4], len(paths) - 4
+    sides = (json.dumps({path: side.get(path) for path in shown}) for side in (sent, here))
+    return "sent {}, here {}".format(*sides) + (f", and {more} more" if more > 0 else "")
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, below in value.items():
+            yield from _leaves(below, f"{path}.{name}" if path else name)
+    else:
+        yield path, value
 
 
 def publish_source(stage: str, session: Session) -> str:
