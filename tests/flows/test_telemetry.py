@@ -99,8 +99,12 @@ def test_the_watch_would_see_it(watched: Watched):
 def test_the_watch_would_see_the_server_too(watched: Watched):
     program = watched.folder / "server.py"
     program.write_text(
-        "import time\nfrom flows.server import OwnServer\n"
-        "server = OwnServer({'DO_NOT_TRACK': '1'})\nserver.start()\nserver.wait_until_ready()\ntime.sleep(10)\n",
+        "import os, time\nfrom flows.server import OwnServer\n"
+        "server = OwnServer({'DO_NOT_TRACK': '1'})\nserver.start()\nserver.wait_until_ready()\n"
+        "for _ in range(120):\n"  # its services start one after the other
+        "    time.sleep(0.5)\n"
+        "    if 'prefect.io' in open(os.environ['ASKED_NAMES']).read():\n"
+        "        break\n",
         encoding="utf-8",
     )
     started = time.monotonic()
