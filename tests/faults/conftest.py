@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from lab import Lab, Machine, free_port
+from lab import CANARY, Lab, Machine, free_port
 from toyriver import behave, make_tree
 from toyrun import RECIPE
 
@@ -27,7 +27,7 @@ def s3_environment() -> Iterator[dict[str, str]]:
     host, port = server.get_host_and_port()
     environment = {
         "AWS_ACCESS_KEY_ID": "id",
-        "AWS_SECRET_ACCESS_KEY": "key",
+        "AWS_SECRET_ACCESS_KEY": CANARY,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
     }

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab
+from lab import CANARY, Lab
 from toyriver import behave
 
+from artifacts.backend import open_backend
 from artifacts.record import Record
 from artifacts.store import Store
 from flows.closure import SourceTree
@@ -192,3 +193,25 @@ def test_a_pool_is_examined_by_its_own_worker(lab: Lab):
     assert findings["workers"]["text"] == "gpu"
     assert findings["store"]["text"].startswith(lab.store)
     assert str(lab.gpu.folder) in findings["disk"]["text"]
+
+
+def leaks(folder: Path) -> list[str]:
+    """Files below a folder, databases and logs too, that hold the store's secret."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path.relative_to(folder).as_posix() for path in files if CANARY.encode() in path.read_bytes()]
+
+
+def test_the_stores_secret_is_found_in_no_file_record_parameter_or_argument(lab: Lab, recipe: str, tmp_path: Path):
+    (tmp_path / "planted.log").write_text(f"key={CANARY}", encoding="utf-8")
+    assert leaks(tmp_path) == ["planted.log"]  # the search would see it
+    assert lab.gpu.environment["AWS_SECRET_ACCESS_KEY"] == CANARY
+    failed = lab.start("score", toml=recipe, scale="smoke", overrides=["train.stepz=3"])
+    assert lab.ended(failed)["type"] == "FAILED"
+    assert lab.ended(lab.score(toml=recipe, scale="smoke", seed=21))["type"] == "COMPLETED"
+    assert leaks(lab.gpu.folder.parent) == []  # server, its database and logs, both workers, their caches and scratch
+    backend = open_backend(lab.store)
+    held = [entry.path for entry in backend.walk("")]
+    assert len(held) > 20
+    assert [path for path in held if CANARY.encode() in backend.read(path)] == []
+    arguments = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in lab.gpu.descendants()]
+    assert not any(CANARY.encode() in each for each in arguments)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toyriver import make_tree
+from lab import wait_for
+from link import Link
+from toyriver import behave, make_tree
 from toyrun import launch_here, request, run_in_one_thread, run_toy, write_recipe
 
 import flows.step
@@ -106,3 +112,31 @@ def test_a_run_that_stops_between_store_calls_ends_well_when_it_runs_again(
         assert results(again) == expected, at
         assert Store.open(asked.store).verify() == [], at
     sys.stdout.write(f"stopped at {len(tried)} of {points} calls\n")
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_for_a_minute_costs_a_minute(
+    here: Path, s3_environment: dict[str, str], s3_store: str, monkeypatch: pytest.MonkeyPatch
+):
+    host, port = s3_environment["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
+    behave(here / "tree", "train", "import time; time.sleep(3)")
+    away_s = 60.0
+    with Link(host, int(port)) as link:
+        environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{link.port}"}
+        words = [sys.executable, "-m", "flows.cli", "run", "toy.toml", "--store", s3_store, "--json"]
+        environment["PYTHONPATH"] = str(here / "tree")
+        with (here / "said.txt").open("wb") as said:
+            run = subprocess.Popen(words, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=said, text=True)
+        try:
+            wait_for(lambda: list(open_backend(s3_store).walk("records/vocabulary")), "the run is under way")
+            link.cut()
+            time.sleep(away_s)
+            assert run.poll() is None, (here / "said.txt").read_text(encoding="utf-8")
+            link.mend()
+            printed, _ = run.communicate(timeout=180)
+        finally:
+            run.kill()
+            run.wait()
+    assert run.returncode == 0, (here / "said.txt").read_text(encoding="utf-8")
+    assert {stage["state"] for stage in json.loads(printed)["stages"]} == {"ran"}
+    assert Store.open(s3_store).verify() == []
