@@ -246,7 +246,8 @@ def test_a_flipped_byte_in_a_record_makes_its_stage_run_again(finished: Path, tm
     raw[200] ^= 1
     path.write_bytes(raw)
     again = run_toy(request(tmp_path, finished))
-    assert ran(again) == ["average", "audit"]
+    # The audit is told of the new record's seconds, which may be those of the old one to the millisecond.
+    assert ran(again) in (["average"], ["average", "audit"])
     # The name's first version still points to the record that was set aside.
     assert {finding.kind for finding in Store.open(tmp_path / "store").verify()} <= {"dangling name"}
 
