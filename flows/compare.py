@@ -13,6 +13,7 @@ from artifacts.store import Store
 from configs.complaints import nearest
 from configs.load import load_recipe, names
 from configs.recipe import Recipe
+from flows.leaves import leaves
 from flows.seeds import find_set, pair, scored_protocols
 from flows.sets import SeedSet, configuration_of, label_of
 from flows.statistics import estimate, welch
@@ -123,19 +124,9 @@ def compare(store: Store, a: Subject | Record, b: Subject | Record) -> dict[str,
 
 def fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every field of two resolved recipes that differs; one that a side does not have is None there."""
-    was, now = _leaves(a), _leaves(b)
+    was, now = leaves(a), leaves(b)
     paths = sorted(path for path in {*was, *now} if path.partition(".")[0] not in _UNCOMPARED)
     return [{"path": p, "a": was.get(p), "b": now.get(p)} for p in paths if was.get(p) != now.get(p)]
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, Mapping) and value:
-            found |= _leaves(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def _scores(store: Store, a: Subject, b: Subject) -> tuple[list[dict[str, Any]], list[str]]:
@@ -240,7 +231,7 @@ def _why(store: Store, old: Record | None, new: Record | None) -> list[str]:
 def _artifacts(store: Store, a: Record, b: Record) -> dict[str, Any]:
     if a.stage != b.stage:
         raise StageError(f"artifacts of one stage are compared; got {a.label} and {b.label}; name two alike")
-    was, now = _leaves(a.report), _leaves(b.report)
+    was, now = leaves(a.report), leaves(b.report)
     sizes = {side: sum(file.bytes for file in record.files) for side, record in (("a", a), ("b", b))}
     return {
         "a": f"{a.label} {a.key[:12]}",

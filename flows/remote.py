@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from artifacts.record import File, check_files, check_key, digest_files
 from configs.recipe import DeviceConfig, Recipe
 from flows.identity import Components, key_of
+from flows.leaves import leaves
 from flows.river import Input, Step
 from flows.session import Session
 from flows.snapshot import copy_files, pack
@@ -128,19 +129,11 @@ def check_components(assignment: Assignment, found: Components) -> None:
 
 def _difference(told: Any, found: Any) -> str:
     """What differs, field by field; the first few, since one cause can touch hundreds."""
-    sent, here = dict(_leaves(told)), dict(_leaves(found))
+    sent, here = (leaves(side) if isinstance(side, Mapping) and side else {"": side} for side in (told, found))
     paths = [path for path in sorted({*sent, *here}) if sent.get(path) != here.get(path)]
     shown, more = paths[:4], len(paths) - 4
     sides = (json.dumps({path: side.get(path) for path in shown}) for side in (sent, here))
     return "sent {}, here {}".format(*sides) + (f", and {more} more" if more > 0 else "")
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for name, below in value.items():
-            yield from _leaves(below, f"{path}.{name}" if path else name)
-    else:
-        yield path, value
 
 
 def publish_source(stage: str, session: Session) -> str:

@@ -19,6 +19,7 @@ import flows.charts as charts
 from artifacts.record import Record
 from artifacts.store import Store
 from flows import verdicts
+from flows.leaves import leaves
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SHADE_CEILING_BITS = 12.0  # a token this expensive or more gets the full shade
@@ -301,17 +302,9 @@ def _short_digest(record: Record) -> str:
 
 
 def _configuration(recipe: Mapping[str, Any], origins: Mapping[str, str]) -> Iterable[dict[str, str]]:
-    for path, value in sorted(_leaves(recipe)):
+    for path, value in sorted(leaves(recipe).items()):
         if path.split(".")[0] not in ("published", "about"):
             yield {"path": path, "value": json.dumps(value), "origin": origins.get(path, "default")}
-
-
-def _leaves(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, value
 
 
 def _provenance(records: Records) -> str:

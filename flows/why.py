@@ -16,6 +16,7 @@ from artifacts.record import Record
 from configs.introduced import introduced
 from flows.closure import is_config_module
 from flows.identity import Components
+from flows.leaves import leaves
 from flows.normal import Statement, statements
 
 Source = Mapping[str, str]  # path relative to the root -> text
@@ -87,22 +88,12 @@ def explain(
 def _config(stage: str, part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
     """Fields that differ; a field that a slice leaves out has the value of its introduction."""
     prefix = f"{stage}.{part}." if part and stage == "evaluate" else f"{stage}."
-    known = _flat(introduced().get(stage, {}))
-    was, now = _flat(old), _flat(new)
+    known = leaves(introduced().get(stage, {}))
+    was, now = leaves(old), leaves(new)
     for path in sorted({*was, *now}):
         before, after = was.get(path, known.get(path)), now.get(path, known.get(path))
         if before != after:
             yield Change("config", prefix + path, before, after)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def _tables(component: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
