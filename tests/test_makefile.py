@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
+import tomllib
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -60,7 +66,7 @@ def test_a_python_that_is_named_and_will_not_do_is_refused(clone: Path, python: 
 def test_images_and_make_install_in_one_way():
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert ".ci/install" in (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert dockerfile.count(".ci/install .venv") == 4
+    assert dockerfile.count("RUN .ci/install .venv\n") == 2
     assert "pip install" not in dockerfile
 
 
@@ -84,6 +90,77 @@ def test_a_newer_lock_is_installed(clone: Path):
     later = time.time() + 5
     os.utime(clone / "requirements.lock", (later, later))
     assert "none is on PATH" in make(clone, "install", path=tools(clone)).stderr
+
+
+@pytest.fixture
+def asked(clone: Path) -> Callable[..., list[str]]:
+    """What `.ci/install` asks of pip, line by line, and what it gives pip to read."""
+    python, told = clone / ".venv" / "bin" / "python", clone / "told"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f"""#!/bin/sh
+if [ "$1 $2" != "-m pip" ]; then exec {sys.executable} "$@"; fi
+echo "$*" >>{told}
+case "$*" in *"-r /dev/stdin") cat >>{told};; esac
+""",
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+
+    def install(**environment: str) -> list[str]:
+        told.write_text("", encoding="utf-8")
+        words = [str(clone / ".ci" / "install"), str(clone / ".venv"), sys.executable]
+        subprocess.run(words, env={"PATH": os.environ["PATH"], **environment}, check=True, timeout=60)
+        return [line.partition("--disable-pip-version-check ")[2] or line for line in told.read_text().splitlines()]
+
+    return install
+
+
+def test_an_image_has_what_running_needs_at_the_locks_versions_and_nothing_of_development(clone, asked):
+    lock = clone / "requirements.lock"
+    assert asked() == [f"-r {lock}"]
+    first, *needed = asked(EXTRAS="s3 hf")
+    assert first == f"-c {lock} -r /dev/stdin"
+    assert {"torch>=2.11", "fsspec[http]>=2025.2", "setuptools>=77", "s3fs>=2025.2", "huggingface_hub>=0.30"} <= {
+        *needed
+    }
+    assert not [each for each in needed if each.startswith(("pytest", "moto", "ruff", "gcsfs"))]
+    assert not [each for each in asked(EXTRAS="") if each.startswith("s3fs")]
+
+
+def test_an_extra_that_there_is_not_ends_the_installation(asked):
+    with pytest.raises(subprocess.CalledProcessError):
+        asked(EXTRAS="s4")
+
+
+def test_another_build_of_torch_comes_alone_at_the_locks_version(clone, asked):
+    first, _ = asked(TORCH_INDEX="https://index.example/cpu")
+    pin = next(line for line in (clone / "requirements.lock").read_text().splitlines() if line.startswith("torch=="))
+    assert first == f"--no-deps {pin} --index-url https://index.example/cpu"
+
+
+def test_all_that_running_needs_is_locked():
+    """An image takes the lock as a constraint: what it does not name would come in whatever version is newest."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    waiting = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["s3"]]
+    needed: set[str] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in needed:
+            continue
+        needed.add(name)
+        for text in metadata.requires(name) or ():
+            below = Requirement(text)
+            if below.marker is None or any(
+                below.marker.evaluate({"extra": each}) for each in ["", *requirement.extras]
+            ):
+                waiting.append(below)
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines if not line.startswith("#")}
+    of_cuda = {name for name in needed if name.startswith(("nvidia-", "cuda-")) or name == "triton"}  # pinned by torch
+    assert needed - of_cuda <= pinned
+    assert len(needed) > 60
 
 
 def test_the_lock_pins_everything_and_names_no_place():
