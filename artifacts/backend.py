@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +91,14 @@ def open_backend(url: str | Path) -> Backend:
 
 
 @contextmanager
-def explained(url: str, doing: str, path: str) -> Iterator[None]:
+def explained(url: str, doing: str, path: str, hide: Callable[[str], str] = redact_text) -> Iterator[None]:
     """Turn the operating system's and a driver's errors into the store's, with what to do; missing files stay as is."""
     try:
         yield
     except (StoreError, FileNotFoundError):
         raise
     except OSError as error:
-        place, cause = redact_text(url), redact_text(f"{type(error).__name__}: {error}")
+        place, cause = redact_text(url), hide(f"{type(error).__name__}: {error}")
         said = f"the store {place} must let us {doing} {path}; got {cause}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"{said}; make room (`fairway artifacts gc`) or choose another store") from error

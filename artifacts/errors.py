@@ -2,6 +2,7 @@
 
 StoreError
 ├── StoreUnavailable     the place cannot be reached, or its file system lacks what the store needs
+│   ├── StoreRefused     our credentials are wrong, missing, or do not reach so far
 │   ├── StoreReadOnly    writing is refused
 │   └── StoreFull        no space is left
 ├── StoreFormat          made by a newer Fairway
@@ -29,6 +30,7 @@ __all__ = [
     "StoreFormat",
     "StoreFull",
     "StoreReadOnly",
+    "StoreRefused",
     "StoreUnavailable",
     "UnsafeURL",
 ]
@@ -40,6 +42,10 @@ class StoreError(Exception):
 
 class StoreUnavailable(StoreError):
     """The place cannot be reached, or its file system lacks what the store needs."""
+
+
+class StoreRefused(StoreUnavailable):
+    """The place knows us not, or not well enough: credentials are wrong, missing, or do not reach so far."""
 
 
 class StoreReadOnly(StoreUnavailable):

@@ -29,7 +29,9 @@ from typing import Any, TypeVar
 from fsspec.core import url_to_fs
 
 from artifacts.backend import Entry, explained
-from artifacts.errors import StoreError, StoreUnavailable
+from artifacts.errors import StoreError, StoreRefused, StoreUnavailable
+from artifacts.keyring import held
+from artifacts.safety import redact_text
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _SCHEMES = ("memory", *_EXTRAS)
@@ -48,6 +50,15 @@ _PASSING = frozenset(
 _PASSING_CODES = frozenset(
     "500 502 503 504 429 SlowDown InternalError ServiceUnavailable RequestTimeout".split()  # noqa: SIM905
 )
+# What a driver raises, by name, and an S3 server says, when our credentials are missing, wrong or of too few rights.
+_REFUSING = frozenset(
+    """NoCredentialsError PartialCredentialsError CredentialRetrievalError ClientAuthenticationError
+    DefaultCredentialsError RefreshError PermissionError""".split()  # noqa: SIM905
+)
+_REFUSING_CODES = frozenset(
+    """AccessDenied AllAccessDisabled ExpiredToken Forbidden InvalidAccessKeyId InvalidToken SignatureDoesNotMatch
+    TokenRefreshRequired 401 403""".split()  # noqa: SIM905
+)
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
@@ -63,9 +74,11 @@ class FsspecBackend:
                 f"a store needs a file system that makes a file only if there is none, in one step: a local path, "
                 f"{', '.join(_SCHEMES)}; got {scheme}://; keep the store on one of these"
             )
+        self._credentials = held(self.url)
+        options = self._credentials.options if self._credentials is not None else {}
         try:
             # Cached listings would hide what other machines write.
-            self._fs, root = url_to_fs(self.url, use_listings_cache=False)
+            self._fs, root = url_to_fs(self.url, use_listings_cache=False, **options)
         except ImportError as error:
             raise StoreUnavailable(
                 f"{scheme}:// needs its driver ({error}); install it: pip install 'fairway[{_EXTRAS[scheme]}]'"
@@ -222,15 +235,55 @@ class FsspecBackend:
     @contextmanager
     def _explained(self, doing: str, path: str) -> Iterator[None]:
         try:
-            with explained(self.url, doing, path):
+            with explained(self.url, doing, path, self._hide), self._let_in(doing, path):
                 yield
         except (StoreError, FileNotFoundError):
             raise
-        except Exception as error:  # drivers raise their own kinds: no credentials, no route, no such endpoint
+        except Exception as error:  # noqa: BLE001 - drivers raise their own kinds: no route, no such endpoint
             raise StoreUnavailable(
-                f"the store {self.url} must let us {doing} {path}; got {type(error).__name__}: {error}; "
+                f"the store {self.url} must let us {doing} {path}; got "
+                f"{self._hide(f'{type(error).__name__}: {error}')}; "
                 "see whether the address, the credentials and the network are right"
-            ) from error
+            ) from self._shown(error)
+
+    @contextmanager
+    def _let_in(self, doing: str, path: str) -> Iterator[None]:
+        """Tell a refusal from other errors, and whose credentials were refused."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, FileNotFoundError | StoreError) or not is_refusal(error):
+                raise
+            whose = f"from {self._credentials.name}" if self._credentials is not None else "this machine's own"
+            raise StoreRefused(
+                f"the store {self.url} must let us {doing} {path}; it refuses the credentials, {whose}: "
+                f"{self._hide(f'{type(error).__name__}: {error}')}; see whether they are there, right, and may do that"
+            ) from self._shown(error)
+
+    def _hide(self, text: str) -> str:
+        """A driver's words without addresses' or our own secrets."""
+        return redact_text(text if self._credentials is None else self._credentials.hide(text))
+
+    def _shown(self, error: Exception) -> Exception | None:
+        """The cause, as a traceback would show it; none if its words have a secret."""
+        return error if self._hide(str(error)) == str(error) else None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the other side does not let us in: no credentials, wrong ones, or ones that do not reach so far."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response: Any = getattr(seen, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            return str(response["Error"].get("Code", "")) in _REFUSING_CODES
+        here = isinstance(seen, OSError) and seen.filename is not None  # a file of this machine that we may not read
+        if {kind.__name__ for kind in type(seen).__mro__} & _REFUSING and not here:
+            return True
+        status = getattr(seen, "code", getattr(seen, "status_code", ""))
+        if str(status) in ("401", "403") or str(seen).startswith("Forbidden: "):  # the latter is gcsfs
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -18,7 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts.errors import AmbiguousKey, BadArchive, BadName, LeaseCancelled, NotFound, StoreError, UnsafeURL
-from flows.commands.serve_arguments import SERVER_COMMANDS, add_doctor, add_pool, add_server, add_steering
+from flows.commands.serve_arguments import (
+    OPENS_NO_STORE,
+    SERVER_COMMANDS,
+    add_doctor,
+    add_pool,
+    add_server,
+    add_steering,
+)
 from flows.launch import Interrupted, StageFailed
 from stages.contract import StageError
 
@@ -30,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     arguments = parser().parse_args(argv)
     try:
+        _let_in(arguments)
         return _command(arguments)(arguments)
     except (KeyboardInterrupt, Interrupted, LeaseCancelled) as error:
         return _complain(arguments, "interrupted", str(error) or "stopped; run again to go on", INTERRUPTED)
@@ -46,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except Exception as error:  # noqa: BLE001 - the last resort: a message for the user, the traceback in a file
         return _complain(arguments, "crash", _unexpected(error), FAILED)
+
+
+def _let_in(arguments: argparse.Namespace) -> None:
+    """Credentials that a Prefect block has, before anything opens the store."""
+    named = os.environ.get("FAIRWAY_STORE_CREDENTIALS", "") if "://" in arguments.store else ""
+    arguments.credentials = named if arguments.credentials is None else arguments.credentials
+    if arguments.credentials and arguments.command not in OPENS_NO_STORE:
+        from flows.commands.credentials import let_in
+
+        let_in(arguments)
 
 
 def _complain(arguments: argparse.Namespace, kind: str, message: str, code: int) -> int:
@@ -92,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _common(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("--store", default=".fairway", help="path or URL of the store (default: .fairway)")
+    command.add_argument(
+        "--credentials", metavar="NAME", help="Prefect block with the store's (default: $FAIRWAY_STORE_CREDENTIALS)"
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return command
 
@@ -305,6 +326,8 @@ def _more(name: str) -> Command:
         from flows.commands.submit import submit as command
     elif name in SERVER_COMMANDS:
         from flows.commands.serve import serve as command
+    elif name == "credentials":
+        from flows.commands.credentials import credentials as command
     elif name == "schedule":
         from flows.commands.schedule import schedule as command
     else:

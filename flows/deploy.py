@@ -7,7 +7,7 @@ and the server itself then refuses a wrong one. A server's deployments are upser
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from prefect.workers.process import ProcessWorker
 
 from artifacts.safety import refuse_credentials
 from configs.load import DEFAULT_SCALE, names
+from flows import blocks
 from flows.deployments import THREE_SEEDS
 from flows.supervise import REVIVALS
 from stages.contract import StageError
@@ -46,6 +47,7 @@ class Plan:
     cpu_pool: str = DEFAULT_CPU_POOL
     gpu_pool: str = DEFAULT_GPU_POOL
     prune: bool = False
+    credentials: str = ""  # the Prefect block with the store's; empty: the workers' own
     cpu_limit: int | None = None  # runs under way at once, over all workers; None leaves the pool as it is
 
 
@@ -85,6 +87,9 @@ def deploy(plan: Plan) -> Deployed:
             f"runs and the stages that they wait for are in different pools, or a full pool waits for itself; both are "
             f"{plan.cpu_pool!r}; give --cpu-pool and --gpu-pool two names"
         )
+    blocks.register()
+    if plan.credentials:
+        plan = replace(plan, credentials=blocks.read(plan.credentials, plan.store).name)
     wanted = deployments(plan)
     with get_client(sync_client=True) as client:
         for pool in (plan.cpu_pool, plan.gpu_pool):
@@ -129,7 +134,13 @@ def deployments(plan: Plan) -> list[_Deployment]:
             plan.gpu_pool,
             plan.gpu_pool,
             "One stage of a run, sent by value by the run that needs it. Not to be started by hand.",
-            form({"store": {"type": "string", "default": shared_store(plan.store)}}),
+            form(
+                {
+                    "store": {"type": "string", "default": shared_store(plan.store)},
+                    # A worker of an older checkout does not know the field: it is there for those who use it.
+                    **({"credentials": {"type": "string", "default": plan.credentials}} if plan.credentials else {}),
+                }
+            ),
             (TAG, "stages"),
         ),
     ]
@@ -210,7 +221,12 @@ def place(plan: Plan) -> dict[str, Any]:
         "store": {
             "type": "string",
             "default": shared_store(plan.store),
-            "description": "The artifact store, which all workers reach. Credentials are the workers' own.",
+            "description": "The artifact store, which all workers reach.",
+        },
+        "credentials": {
+            "type": "string",
+            "default": plan.credentials,
+            "description": "The Prefect block with the store's credentials, type/name. Empty: the workers' own.",
         },
         "pool": choice(
             [plan.gpu_pool, ""],

@@ -66,6 +66,7 @@ def score(
     overrides: list[str] | None = None,
     toml: str = "",
     store: str = ".fairway",
+    credentials: str = "",
     pool: str = "",
 ) -> Any:
     """From documents to a scored, size-checked archive; only what the store does not have runs.
@@ -77,6 +78,7 @@ def score(
         overrides: lines such as train.muon.lr=0.02.
         toml: a whole recipe as text instead of a built-in one.
         store: URL of the store that all workers reach.
+        credentials: the Prefect block that has them; empty: the worker's own.
         pool: Prefect work pool of the accelerated stages; empty runs them beside the flow.
     """
 
@@ -87,7 +89,7 @@ def score(
         ):
             return conduct(prepared)
 
-    return supervised(work)
+    return supervised(work, store, credentials)
 
 
 @flow(name="seeds", flow_run_name=run_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)
@@ -101,6 +103,7 @@ def seeds(
     fresh: bool = False,
     watch: bool = False,
     store: str = ".fairway",
+    credentials: str = "",
     pool: str = "",
 ) -> Any:
     """Several seeds of one configuration: declared, run one after the other, reported whole.
@@ -115,6 +118,7 @@ def seeds(
         fresh: a true repeat: the time that this run was scheduled for enters the keys of accelerated stages.
         watch: run only if code, configuration or data changed, and say so in seconds if not.
         store: URL of the store that all workers reach.
+        credentials: the Prefect block that has them; empty: the worker's own.
         pool: Prefect work pool of the accelerated stages; empty runs them beside the flow.
     """
 
@@ -133,7 +137,7 @@ def seeds(
         create_table_artifact(key="fairway-seeds", table=rows, description=_about(result))
         return _complete(result)
 
-    return supervised(work)
+    return supervised(work, store, credentials)
 
 
 @flow(name="sweep", flow_run_name=run_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)
@@ -146,6 +150,7 @@ def sweep(
     toml: str = "",
     protocol: str = "",
     store: str = ".fairway",
+    credentials: str = "",
     pool: str = "",
 ) -> Any:
     """Many points around one recipe, each a set of seeds; what they share runs once; one table.
@@ -159,6 +164,7 @@ def sweep(
         toml: a whole recipe as text instead of a built-in one.
         protocol: whose score is tested; empty: the recipe's last.
         store: URL of the store that all workers reach.
+        credentials: the Prefect block that has them; empty: the worker's own.
         pool: Prefect work pool of the accelerated stages; empty runs them beside the flow.
     """
 
@@ -176,7 +182,7 @@ def sweep(
         create_table_artifact(key="fairway-sweep", table=rows, description=f"{result['sweep']}: {result['state']}")
         return _complete(result)
 
-    return supervised(work)
+    return supervised(work, store, credentials)
 
 
 @flow(name="stage", persist_result=False, validate_parameters=False)
@@ -197,13 +203,14 @@ def stage(
     run: str = "",
     provenance: dict[str, Any] | None = None,
     format: int = 0,
+    credentials: str = "",
     preflight: bool = False,
 ) -> Any:
     """One stage of a run, sent by value; see `remote.Assignment`. `preflight` asks only what this machine has."""
     sent = {name: value for name, value in locals().items() if name != "preflight"}
     os.chdir(home())
     if preflight:
-        return answer(store)
+        return answer(store, credentials)
     return carry_out({**sent, "provenance": provenance or {}}, own_id(), get_run_logger())
 
 

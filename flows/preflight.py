@@ -12,9 +12,12 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed
 
+from artifacts.errors import StoreError
+from flows.blocks import use
 from flows.doctor import Finding, devices, disk, packages, python, store_health
 from flows.remote_dispatch import STAGE_FLOW
 from flows.remote_stage import home
+from stages.contract import StageError
 
 LIMIT_S = 180.0
 POLL_S = 1.0
@@ -65,8 +68,13 @@ def _read(state: State[Any]) -> list[Finding]:
         return [Finding("answer", "fail", f"{state.name}: {state.message}", "look at the worker's log")]
 
 
-def answer(store: str) -> State[Any]:
+def answer(store: str, credentials: str = "") -> State[Any]:
     """A worker's side: what it finds, as the message of its run's state."""
-    findings = [*python(), *packages(), *devices(), *disk(home()), *(store_health(store) if store else [])]
+    try:
+        use(store, credentials)
+        barred = []
+    except (StageError, StoreError) as error:
+        barred = [Finding("credentials", "fail", str(error), "see docs/deploy.md")]
+    findings = [*python(), *packages(), *devices(), *disk(home()), *(barred or (store_health(store) if store else []))]
     told = json.dumps([asdict(each) for each in findings if each.name not in ("venv", "environment")])
     return Failed(message=told) if any(each.state == "fail" for each in findings) else Completed(message=told)

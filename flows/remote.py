@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from artifacts.keyring import held
 from artifacts.record import File, check_files, check_key, digest_files
 from configs.recipe import DeviceConfig, Recipe
 from flows.identity import Components, key_of
@@ -37,7 +38,7 @@ class Assignment:
     part: str
     key: str
     source: str  # sha256 of the published source
-    store: str  # URL that both machines can reach; credentials are the worker's own
+    store: str  # URL that both machines can reach
     config: dict[str, Any]  # all of the stage's configuration
     components: dict[str, Any]  # of the key: resolved slice, code, input digests, libraries, device
     inputs: dict[str, Any]  # role -> {"digest", "files": [[path, sha256, bytes]], "from": [producer]}
@@ -49,6 +50,7 @@ class Assignment:
     run: str = ""  # id of the run that asked first
     provenance: dict[str, Any] = field(default_factory=dict)  # of the submitter: commit, user, command
     format: int = FORMAT
+    credentials: str = ""  # the Prefect block that has them; empty: the worker's own
 
     @property
     def label(self) -> str:
@@ -56,8 +58,8 @@ class Assignment:
         return f"{self.stage}[{self.part}]" if self.part else self.stage
 
     def to_json(self) -> dict[str, Any]:
-        """As parameters."""
-        return asdict(self)
+        """As parameters; what is not used does not travel, so that a worker need not know it."""
+        return {name: value for name, value in asdict(self).items() if name != "credentials" or value}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Assignment:
@@ -95,6 +97,7 @@ def assign(step: Step, key: str, components: Components, session: Session, sourc
         for role, given in step.inputs.items()
     }
     captured = session.provenance()
+    keys = held(session.store.url)
     return Assignment(
         stage=step.stage,
         part=step.part,
@@ -110,6 +113,7 @@ def assign(step: Step, key: str, components: Components, session: Session, sourc
         deadline_s=session.deadline_s,
         run=session.run.id,
         provenance={name: captured[name] for name in ("git", "user", "argv") if captured.get(name)},
+        credentials=keys.name if keys is not None else "",
     )
 
 

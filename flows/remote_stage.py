@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,9 +26,11 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from artifacts.errors import StoreError
+from artifacts.errors import StoreError, StoreRefused
+from artifacts.keyring import Credentials, held
 from artifacts.safety import redact_text
 from artifacts.store import Store
+from flows.blocks import use
 from flows.remote import PROGRAM, Assignment, unpack_source
 from flows.vigil import WORDS, Reason, Vigil
 from stages.contract import PARENT, StageError
@@ -135,6 +138,7 @@ def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: Log) ->
     """Run one assignment in this machine's scratch; the state that its Prefect run ends in."""
     try:
         assignment = Assignment.from_json(parameters)
+        use(assignment.store, assignment.credentials)
         vigil = Vigil(flow_run)
         (home() / ".fairway" / "scratch").mkdir(parents=True, exist_ok=True)
         with (
@@ -149,6 +153,8 @@ def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: Log) ->
             return _state(assignment, result, vigil)
     except StageError as error:
         return Failed(name="Refused", message=str(error))
+    except StoreRefused as error:  # until somebody mends the credentials, nobody's next try goes better
+        return Failed(name="Refused", message=str(error))
     except (StoreError, OSError) as error:
         return Crashed(message=redact_text(f"{type(error).__name__}: {error}"))
 
@@ -159,16 +165,18 @@ def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> di
     tree = folder / "tree"
     unpack_source(Store.open(assignment.store).read_object(assignment.source), tree)
     (folder / "assignment.json").write_text(json.dumps(assignment.to_json()), encoding="utf-8")
+    keys = held(assignment.store)
     process = subprocess.Popen(
         [sys.executable, "-m", PROGRAM, str(folder)],
         cwd=tree,
         env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", PARENT: str(os.getpid())},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if keys is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # signals reach it through us only, so that we know which stop is meant
-        text=True,
     )
+    if keys is not None:
+        _hand_over(process, keys)
     events, lines = Tail(folder / "events.jsonl"), Tail(folder / "logs" / f"{assignment.label}.log")
     stopper = _Stopper(process, vigil)
     try:
@@ -189,16 +197,25 @@ def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> di
     result = folder / "result.json"
     ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"exit": process.returncode}
     progress.end(ended)
-    said, _ = process.communicate()
+    said = process.communicate()[0].decode("utf-8", "replace")
     for line in said.splitlines()[-20:]:
         log.warning(line)
     return ended
 
 
+def _hand_over(process: subprocess.Popen[bytes], keys: Credentials) -> None:
+    """Give the program the store's credentials: a pipe leaves them in no list of processes, environment or file."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has ended already, and its output says why
+        process.stdin.write(keys.dumps())
+        process.stdin.close()
+    process.stdin = None
+
+
 class _Stopper:
     """Ends the program when the vigil says so: SIGTERM, after the grace again, then SIGKILL."""
 
-    def __init__(self, process: subprocess.Popen[str], vigil: Vigil) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], vigil: Vigil) -> None:
         self._process, self._vigil = process, vigil
         self._asked = 0
         self._next_s = 0.0

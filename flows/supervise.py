@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from artifacts.errors import LeaseCancelled, StoreError
+from flows.blocks import use
 from flows.launch import Interrupted, StageFailed
 from flows.pipeline import conduct
 from flows.prepare import Prepared, Request
@@ -38,10 +39,11 @@ class Unchanged(Exception):
     """A run that only watches has nothing to do."""
 
 
-def supervised(work: Callable[[Conduct], Any]) -> Any:
-    """Do `work`, which conducts one or several runs; cancelling, a lost worker and SIGTERM end it as what they are.
+def supervised(work: Callable[[Conduct], Any], store: str, credentials: str) -> Any:
+    """Open the way to `store` with the block `credentials`, and do `work`, which conducts one or several runs.
 
-    A wrong request ends as the rule that it broke, without a traceback.
+    Cancelling, a lost worker and SIGTERM end it as what they are; a wrong request ends as the rule that it broke,
+    without a traceback.
     """
     if (flow_run.run_count or 1) > REVIVALS + 1:
         return Failed(message=f"this run has crashed {REVIVALS} times and is not revived again; look at its logs")
@@ -66,6 +68,7 @@ def supervised(work: Callable[[Conduct], Any]) -> Any:
         return ended
 
     try:
+        use(store, credentials)
         with vigil.watching(stop):
             return work(one)
     except (Interrupted, LeaseCancelled) as stopped:

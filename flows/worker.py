@@ -3,7 +3,8 @@
     python -m flows.worker FOLDER      # FOLDER/assignment.json -> FOLDER/events.jsonl, FOLDER/result.json
 
 It knows the store and not Prefect; whoever started it (`remote_stage.py`, from the worker's own checkout) tells Prefect
-what it says, and ends with it. SIGTERM: the stage writes a checkpoint, which goes to the store; once more: at once.
+what it says, hands it the store's credentials through its standard input, and ends with it. SIGTERM: the stage writes a
+checkpoint, which goes to the store; once more: at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from artifacts.errors import LeaseCancelled, StoreError
+from artifacts.errors import LeaseCancelled, StoreError, StoreRefused
+from artifacts.keyring import Credentials, hang
 from artifacts.records import Published
 from artifacts.store import Store
 from flows.closure import ROOT
@@ -157,7 +159,7 @@ def _result(assignment: Assignment, office: Office, session: Session) -> dict[st
         return {"error": "interrupted", "message": str(error)}
     except StageFailed as error:
         return {"error": error.kind, "message": str(error), **_keep(session.store, Path(error.log))}
-    except StageError as error:
+    except (StageError, StoreRefused) as error:
         return {"error": "user", "message": str(error)}
     except (StoreError, OSError) as error:
         return {"error": "machine", "message": f"{type(error).__name__}: {error}"}
@@ -177,6 +179,8 @@ def main() -> int:
     office = Office(Path(sys.argv[1]))
     raw = json.loads((office.folder / "assignment.json").read_text(encoding="utf-8"))
     assignment = Assignment.from_json(raw)
+    if assignment.credentials:
+        hang(assignment.store, Credentials.loads(sys.stdin.buffer.read()))
     session = open_session(assignment, office)
 
     def stop(number: int, frame: FrameType | None) -> None:

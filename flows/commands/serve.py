@@ -91,7 +91,8 @@ def _deploy(arguments: argparse.Namespace, cpu_limit: int | None = None) -> list
     quiet()
     from flows.deploy import Plan, deploy  # imports Prefect
 
-    deployed = deploy(Plan(arguments.store, arguments.cpu_pool, arguments.gpu_pool, arguments.prune, cpu_limit))
+    pools, named = (arguments.cpu_pool, arguments.gpu_pool), arguments.credentials
+    deployed = deploy(Plan(arguments.store, *pools, arguments.prune, credentials=named, cpu_limit=cpu_limit))
     return list(deployed.deployments)
 
 

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 
 SERVER_COMMANDS = ("up", "down", "deploy", "worker")
+DEFAULT_FOLDER = ".fairway/up"
+OPENS_NO_STORE = (*SERVER_COMMANDS, "schedule", "recipes", "credentials")
 
 
 def add_server(
@@ -36,6 +38,7 @@ def add_server(
     )
     worker.add_argument("--name", default="", help="its name on the page (default: host and pool)")
     _add_schedule(commands, common)
+    _add_credentials(commands, common)
 
 
 def _add_schedule(
@@ -60,6 +63,24 @@ def _add_schedule(
     _folder(common(actions.add_parser("ls", help="every schedule")))
     remove = _folder(common(actions.add_parser("rm", help="delete a schedule")))
     remove.add_argument("schedule", help="its name")
+
+
+def _add_credentials(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    common: Callable[[argparse.ArgumentParser], argparse.ArgumentParser],
+) -> None:
+    text = "a store's credentials as a block of the Prefect server"
+    keys = commands.add_parser("credentials", help=text, description=text)
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    save = _folder(common(actions.add_parser("save", help="make or replace a block; values never come as arguments")))
+    save.add_argument("name", help="of the block, such as lab")
+    save.add_argument(
+        "--stdin", action="store_true",
+        help="read one JSON object of fields (default: the variables in which the store's driver would look)",
+    )  # fmt: skip
+    check = _folder(common(actions.add_parser("check", help="open the store with a block's values")))
+    check.add_argument("name", help="of the block, or type/name")
+    _folder(common(actions.add_parser("ls", help="blocks that can open a store")))
 
 
 def add_steering(
@@ -91,5 +112,5 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
 
 
 def _folder(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    command.add_argument("--folder", default=".fairway/up", help="where `up` keeps its state (default: .fairway/up)")
+    command.add_argument("--folder", default=DEFAULT_FOLDER, help="where `up` keeps its state (default: .fairway/up)")
     return command
