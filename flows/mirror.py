@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from artifacts.errors import StoreError
 
-EVERY_S = 30.0
+EVERY_S = 5.0  # looking costs a few stats; copied is only what has changed, each checkpoint once
 
 
 class AttemptStore(Protocol):
@@ -26,10 +26,12 @@ class AttemptStore(Protocol):
 
 
 class Mirror:
-    """The checkpoints of one key, between a job's folder and the store."""
+    """The checkpoints of one key, between a job's folder and the store, for as long as nobody else has its lease."""
 
-    def __init__(self, store: AttemptStore, key: str, every_s: float = EVERY_S) -> None:
-        self._store, self._key, self._every_s = store, key, every_s
+    def __init__(
+        self, store: AttemptStore, key: str, every_s: float = EVERY_S, lost: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._store, self._key, self._every_s, self._lost = store, key, every_s, lost
         self._seen: tuple[tuple[str, int, int], ...] = ()
 
     def restore(self, folder: Path) -> None:
@@ -62,7 +64,7 @@ class Mirror:
 
     def _copy(self, folder: Path) -> None:
         state = _state(folder)
-        if state == self._seen:
+        if state == self._seen or self._lost():  # whoever has the lease now may be further
             return
         try:
             copied = self._store.mirror_attempt(self._key, folder)

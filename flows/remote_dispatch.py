@@ -160,7 +160,9 @@ class Pool:
                 return self._cancel(client, run, session)
 
     def _cancel(self, client: SyncPrefectClient, run: FlowRun, session: Session) -> State[Any]:
-        """Ask the run to stop and wait until it has."""
+        """Ask the run to stop and wait until it has; it goes on if our own run will be started again and ask for it."""
+        if session.handed_over():
+            raise Interrupted(f"{run.name} goes on, and whoever takes this run over waits for it")
         message = f"{_CANCELLED_WITH} {session.run.id} was stopped"
         deadline_s = time.monotonic() + STOP_LIMIT_S
         asked = False

@@ -150,6 +150,7 @@ def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: Log) ->
             result = _execute(assignment, Path(folder), vigil, log)
             if log_sha256 := result.get("log"):
                 log.info("The whole log is object %s of %s", log_sha256, assignment.store)
+            vigil.leave_if_replaced()
             return _state(assignment, result, vigil)
     except StageError as error:
         return Failed(name="Refused", message=str(error))

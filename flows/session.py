@@ -83,6 +83,8 @@ class Session:
     outside: Callable[[Step], str | None] = lambda step: None  # digest, now, of what a step reads outside the store
     elsewhere: Elsewhere | None = None
     repeat: str | None = None
+    # Whether this run stops because another process takes it over: what it has sent elsewhere then goes on.
+    handed_over: Callable[[], bool] = lambda: False
     _frozen: Frozen | None = None
     # Closures are remembered as they are computed; and CPython 3.11 can fail when two threads are in `ast.parse`.
     parsing: threading.Lock = field(default_factory=threading.Lock)

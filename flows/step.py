@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +55,11 @@ def hit_or_run(step: Step, session: Session) -> Outcome:
             key,
             cancel=session.cancel,
             on_wait=lambda holder: session.tell(Event("note", step.label, f"waits for {holder}")),
-        ):
+        ) as lease:
             # Somebody else may have made it while we waited.
             record = None if forced else session.find(step, components)
             if record is None:
-                published = _run(step, key, components, session)
+                published = _run(step, key, components, session, lambda: lease.lost)
                 record = published.record
     name = session.store.assign_name(session.recipe, session.scale, session.seed, step.stage, step.part, record.key)
     if published is None:
@@ -81,9 +81,9 @@ def _made_elsewhere(step: Step, key: str, components: Components, session: Sessi
     return outcome
 
 
-def _run(step: Step, key: str, components: Components, session: Session) -> Published:
+def _run(step: Step, key: str, components: Components, session: Session, lost: Callable[[], bool]) -> Published:
     """Run the stage and publish; `record` of the result counts, `ours` is what was just made."""
-    with made(step, key, session, Mirror(session.store, key)) as result:
+    with made(step, key, session, Mirror(session.store, key, lost=lost)) as result:
         session.refuse_change(step)
         published = session.store.publish(
             stage=step.stage,

@@ -58,6 +58,7 @@ def supervised(work: Callable[[Conduct], Any], store: str, credentials: str) -> 
     def one(prepared: Prepared) -> Mapping[str, Any]:
         session = prepared.session
         under_way[:] = [session]
+        session.handed_over = lambda: vigil.verdict() in ("terminated", "orphaned", "replaced")
         if vigil.stopped.is_set():
             session.cancel.set()
         session.run.note(flow_run=flow_run.id)
@@ -72,6 +73,7 @@ def supervised(work: Callable[[Conduct], Any], store: str, credentials: str) -> 
         with vigil.watching(stop):
             return work(one)
     except (Interrupted, LeaseCancelled) as stopped:
+        vigil.leave_if_replaced()
         reason = vigil.verdict()
         if reason in ("", "cancelled"):
             return Cancelled(message=vigil.message or str(stopped))

@@ -115,9 +115,9 @@ def up(folder: Path, host: str, port: int, workers: Mapping[str, int], home: Pat
 
 
 def worker_command(pool: str, limit: int, name: str) -> list[str]:
-    """Prefect's process worker for a pool; at most `limit` runs at once (0: any number)."""
+    """A process worker for a pool, of this checkout; at most `limit` runs at once (0: any number)."""
     name = name or f"{socket.gethostname()}-{pool}"
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name]
+    command = [sys.executable, "-m", "flows.pool_worker", "--pool", pool, "--name", name]
     return [*command, *(["--limit", str(limit)] if limit else [])]
 
 

@@ -18,17 +18,25 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectException
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort, PrefectException
 
 ASK_EVERY_S = 2.0
 Reason = Literal["", "cancelled", "terminated", "orphaned", "replaced"]
 
 WORDS = {
     "cancelled": "cancelled",
-    "terminated": "its machine sent SIGTERM; what was trained is in the store, and another attempt goes on from there",
-    "orphaned": "its worker is gone; what was trained is in the store, and another attempt goes on from there",
-    "replaced": "its run had been ended on the server",
+    "terminated": "its machine sent SIGTERM; what it kept is in the store, and another attempt goes on from there",
+    "orphaned": "its worker is gone; what it kept is in the store, and another attempt goes on from there",
+    "replaced": "its run had been ended, or started once more, on the server",
 }
+
+
+def own_state() -> UUID | None:
+    """The id of the state that this process gave to its run when it started; None outside of runs."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context is not None else None
+    return run.state.id if run is not None and run.state is not None and run.state.is_running() else None
 
 
 class Vigil:
@@ -39,6 +47,7 @@ class Vigil:
         self.reason: Reason = ""
         self.message = ""  # of whoever cancelled
         self._flow_run = flow_run
+        self._own_state = own_state()
         self._parent = os.getppid()
         self._over = threading.Event()
 
@@ -77,6 +86,15 @@ class Vigil:
                 self.reason, self.message = "cancelled", state.message or ""
         return self.reason
 
+    def leave_if_replaced(self) -> None:
+        """End this process without a word when another one has its run: what it would say is not about that one.
+
+        Raises:
+            Abort: Prefect's engine then exits with 0 and sets no state.
+        """
+        if self.verdict() == "replaced":
+            raise Abort(WORDS["replaced"])
+
     def _look(self) -> None:
         if os.getppid() != self._parent:
             self._stop("orphaned")
@@ -87,8 +105,12 @@ class Vigil:
         if state.is_cancelling() or state.is_cancelled():
             self.message = state.message or ""
             self._stop("cancelled")
-        elif state.is_final():
+        elif not self._ours(state):
             self._stop("replaced")
+
+    def _ours(self, state: State[Any]) -> bool:
+        """Whether the run is as we set it: RUNNING, by us. A run that was declared dead is started again as itself."""
+        return state.is_running() and self._own_state in (None, state.id)
 
     def _ask(self) -> State[Any] | None:
         """This run's state; None when the server does not answer, which says nothing about the run."""

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -92,20 +93,20 @@ def carry_out(assignment: Assignment, office: Office, session: Session) -> dict[
         key,
         cancel=session.cancel,
         on_wait=lambda holder: office.tell(Event("note", step.label, f"waits for {holder}")),
-    ):
+    ) as lease:
         record = None if forced else session.find(step, components)
         if record is not None:
             return {"outcome": "found", "record": record.id}
-        published, log = _run(assignment, session)
+        published, log = _run(assignment, session, lambda: lease.lost)
     seconds = published.ours.provenance["seconds"]
     return {"outcome": published.outcome, "record": published.record.id, "seconds": seconds, **log}
 
 
-def _run(assignment: Assignment, session: Session) -> tuple[Published, dict[str, str]]:
+def _run(assignment: Assignment, session: Session, lost: Callable[[], bool]) -> tuple[Published, dict[str, str]]:
     step, key = assignment.step(), assignment.key
     lineage = {role: {"digest": each["digest"], "from": each["from"]} for role, each in assignment.inputs.items()}
     log = session.logs / f"{step.label}.log"
-    with made(step, key, session, Mirror(session.store, key)) as result:
+    with made(step, key, session, Mirror(session.store, key, lost=lost)) as result:
         kept = _keep(session.store, log)  # the record mentions it, so `gc` keeps it as long
         published = session.store.publish(
             stage=step.stage,

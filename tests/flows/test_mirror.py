@@ -88,3 +88,17 @@ def test_another_machine_goes_on_from_the_copy(tmp_path: Path):
         stop_after_writing(first, tmp_path / "one" / "step.txt", "7")
     Mirror(Store.open(tmp_path / "store", cache=tmp_path / "other-host"), KEY).restore(tmp_path / "two")
     assert (tmp_path / "two" / "step.txt").read_text() == "7"
+
+
+def test_whoever_lost_the_lease_does_not_write_over_the_checkpoint_of_its_successor(tmp_path: Path):
+    store = Store.open(tmp_path / "store")
+    silent = Mirror(store, KEY, every_s=3600, lost=lambda: True)
+    silent.restore(tmp_path / "one")
+    successor = Mirror(store, KEY, every_s=3600)
+    successor.restore(tmp_path / "two")
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_writing(successor, tmp_path / "two" / "step.txt", "9")
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_writing(silent, tmp_path / "one" / "step.txt", "7")
+    Mirror(store, KEY).restore(tmp_path / "three")
+    assert (tmp_path / "three" / "step.txt").read_text() == "9"

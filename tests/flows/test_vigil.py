@@ -1,0 +1,50 @@
+"""What a run makes of its own state on the server, without a server."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running, Scheduled
+
+from flows import vigil
+from flows.vigil import Vigil
+
+OURS = Running(id=uuid4())
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch):
+    """What the run `OURS` ends for, if the server says this."""
+    monkeypatch.setattr(vigil, "own_state", lambda: OURS.id)
+
+    def look(state: State | None) -> Vigil:
+        monkeypatch.setattr(Vigil, "_ask", lambda self: state)
+        found = Vigil(uuid4())
+        found._look()
+        return found
+
+    return look
+
+
+def test_a_run_that_runs_and_a_server_that_is_silent_stop_nothing(watch):
+    assert watch(OURS).reason == ""
+    assert watch(None).reason == ""
+
+
+@pytest.mark.parametrize("state", [Cancelling(message="by Ada"), Cancelled(message="by Ada")])
+def test_a_cancelled_run_ends_as_that_with_the_words_of_whoever_did_it(watch, state: State):
+    ended = watch(state)
+    assert (ended.verdict(), ended.message) == ("cancelled", "by Ada")
+    ended.leave_if_replaced()
+
+
+@pytest.mark.parametrize("state", [Crashed(), Completed(), Scheduled(), Pending(), Running(id=uuid4())])
+def test_a_run_that_was_declared_dead_or_started_again_gives_up_without_a_word(watch, state: State):
+    ended = watch(state)
+    assert ended.stopped.is_set()
+    assert ended.verdict() == "replaced"
+    with pytest.raises(Abort):  # Prefect's engine then sets no state: what it would set is another process's
+        ended.leave_if_replaced()
