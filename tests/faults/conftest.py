@@ -62,7 +62,8 @@ def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     api, store = f"http://127.0.0.1:{(port := free_port())}/api", f"s3://fairway-runs/{uuid4().hex}"
     environment = {**os.environ, **s3_environment, "PREFECT_API_URL": api, "OMP_NUM_THREADS": "2"}
     submitter = Machine("submitter", base / "submitter", make_tree(base / "submitter" / "tree"), environment)
-    gpu = Machine("gpu", base / "gpu", make_tree(base / "gpu" / "tree"), environment)
+    device = {"CUDA_VISIBLE_DEVICES": f"lab{port}"}  # a GPU by name: it can be claimed, and no stage here touches it
+    gpu = Machine("gpu", base / "gpu", make_tree(base / "gpu" / "tree"), {**environment, **device})
     for stage in ("train", "quantize", "evaluate", "audit"):
         behave(submitter.tree, stage, 'print("edited code at", os.environ["HOME"])')
         behave(gpu.tree, stage, 'raise RuntimeError("the code of the worker\'s own checkout runs")')
@@ -98,6 +99,6 @@ def recipe(lab: Lab) -> str:
 # What takes a minute for people takes seconds for tests. All of it belongs to the submitter's checkout.
 PATIENCE = (
     ("flows/remote_dispatch.py", "SILENCE_S = 60.0", "SILENCE_S = 15.0"),
-    ("flows/mirror.py", "EVERY_S = 30.0", "EVERY_S = 0.5"),
+    ("flows/mirror.py", "EVERY_S = 5.0", "EVERY_S = 0.5"),
     ("artifacts/lease.py", "TIME_LIMIT_S = 60.0", "TIME_LIMIT_S = 8.0"),
 )

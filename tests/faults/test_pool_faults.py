@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, children_of, wait_for
+from lab import Lab, children_of, command_line, wait_for
 from toyriver import behave
 
 from artifacts.store import Store
@@ -205,12 +205,3 @@ def test_two_runs_that_need_one_key_compute_it_once(lab: Lab, recipe: str, train
     sent = lab.stages(seed=seed, stage="train")
     assert len(sent) == 1
     all_sound(lab)
-
-
-def command_line(pid: int) -> str:
-    """How a process was started."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as line:
-            return line.read().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""

@@ -107,6 +107,14 @@ def children_of(parent: int) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> str:
+    """How a process was started; "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
 def wait_for(true: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
     """Poll until it is true; what it said."""
     deadline_s = time.monotonic() + limit_s
