@@ -146,6 +146,12 @@ def test_a_run_goes_through_with_a_key_that_only_a_block_has_and_that_shows_nowh
     assert lab.submitter.worker is not None
     assert lab.gpu.worker is not None
     watch = Watch([lab.submitter.worker.pid, lab.gpu.worker.pid, os.getpid()], words)
+    planted = subprocess.Popen(["sleep", "60"], env={**os.environ, "PLANTED": secret})
+    watch.look()
+    planted.kill()
+    planted.wait()
+    assert watch.leaks == {"sleep 60 "}  # it would see one
+    watch.leaks.clear()
     with watch.looking():
         state = lab.ended(lab.score(toml=recipe, scale="smoke"))
     assert state["type"] == "COMPLETED", state
@@ -183,6 +189,21 @@ def test_a_block_that_is_wrong_or_missing_is_named_and_its_values_are_not(door: 
     # The machine itself still has no key.
     state = door.lab.ended(door.lab.score(toml=recipe, scale="smoke", credentials=""))
     assert "refuses the credentials, this machine's own" in state["message"]
+
+
+def test_a_block_of_prefects_own_type_opens_the_store_too(door: Door):
+    kind = door.lab.http.get("block_types/slug/aws-credentials").json()["id"]
+    (schema, *_) = door.lab.post("block_schemas/filter", block_schemas={"block_type_id": {"any_": [kind]}})
+    data = {
+        "aws_access_key_id": door.s3.key,
+        "aws_secret_access_key": door.s3.secret,
+        "region_name": "us-east-1",
+        "aws_client_parameters": {"endpoint_url": door.s3.endpoint},
+    }
+    door.lab.post("block_documents/", name="old", block_type_id=kind, block_schema_id=schema["id"], data=data)
+    found = door.lab.submitter.fairway("credentials", "check", "old", "--store", STORE)
+    assert found["block"] == "aws-credentials/old"
+    assert "aws-credentials/old" in {each["block"] for each in door.lab.submitter.fairway("credentials", "ls")}
 
 
 def test_a_changed_key_is_used_from_the_next_run_on(door: Door, recipe: str):

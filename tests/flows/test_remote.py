@@ -15,11 +15,13 @@ from toyriver import make_tree
 from toyrun import request, write_recipe
 
 from artifacts.errors import BadName
+from artifacts.keyring import Credentials, hang
 from artifacts.store import Store
 from flows.closure import SourceTree
 from flows.drive import drive
 from flows.prepare import prepare
 from flows.remote import Assignment, assign, check_components, config_type, publish_source, unpack_source
+from flows.river import not_known, river
 from flows.step import hit_or_run
 from stages.contract import StageError
 
@@ -52,6 +54,25 @@ def test_an_assignment_survives_the_journey(sent: tuple[Assignment, Path]):
     step = arrived.step()
     assert (step.stage, step.seed, step.label) == ("train", 1337, "train")
     assert step.config == config_type("train").model_validate(assignment.config)
+
+
+def test_an_assignment_names_a_block_and_a_worker_that_knows_none_is_not_told_of_it(sent: tuple[Assignment, Path]):
+    assignment, _ = sent
+    assert "credentials" not in assignment.to_json()  # workers of older checkouts take it as before
+    named = replace(assignment, credentials="fairway-s3/lab")
+    assert named.to_json()["credentials"] == "fairway-s3/lab"
+    assert Assignment.from_json(named.to_json()) == named
+
+
+def test_the_block_of_the_stores_key_ring_travels_by_name(tmp_path: Path):
+    write_recipe(tmp_path)
+    with prepare(request(tmp_path, make_tree(tmp_path / "tree"), until="corpus")) as prepared:
+        session = prepared.session
+        hang(session.store.url, Credentials("fairway-s3/lab", {"secret": "canary-of-the-journey"}))
+        step = next(river(prepared.loaded.recipe, 1, prepared.outside, {}, not_known))
+        sent = json.dumps(assign(step, *session.key(step), session, "source").to_json())
+    assert '"fairway-s3/lab"' in sent
+    assert "canary-of-the-journey" not in sent
 
 
 def test_the_published_source_has_all_that_keys_and_runs_the_stage_and_not_the_rest(
