@@ -156,9 +156,18 @@ def publish_source(stage: str, session: Session) -> str:
 
 
 def unpack_source(content: bytes, root: Path) -> None:
-    """The published source as a folder."""
+    """The published source as a folder. StageError for anything but plain files below it."""
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-        archive.extractall(root, filter="data")  # refuses links and paths that leave the folder
+        for member in archive:  # by hand: the filter that refuses the same came with Python 3.11.4
+            parts = member.name.split("/")
+            file = archive.extractfile(member) if member.isfile() else None
+            if file is None or "\\" in member.name or any(part in ("", ".", "..") for part in parts):
+                raise StageError(
+                    f"a source has plain files that stay in its folder; got {member.name!r}; send the assignment again"
+                )
+            path = root.joinpath(*parts)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file.read())
 
 
 def config_type(stage: str) -> type[StageConfig]:

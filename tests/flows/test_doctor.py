@@ -49,6 +49,16 @@ def test_a_version_that_is_not_the_locked_one_is_named(monkeypatch):
     assert "numpy 0.0.1 (locked " in finding.text
 
 
+def test_an_image_may_lack_what_only_development_needs_and_nothing_that_running_needs(monkeypatch):
+    real = doctor._installed
+    monkeypatch.setattr(doctor, "_installed", lambda name: "" if name in ("moto", "ruff") else real(name))
+    (finding,) = doctor.packages()
+    assert (finding.state, ", 2 of the lock's are not" in finding.text) == ("ok", True), finding.text
+    monkeypatch.setattr(doctor, "_installed", lambda name: "" if name in ("moto", "torch") else real(name))
+    (finding,) = doctor.packages()
+    assert (finding.state, "torch missing (locked " in finding.text, "moto" in finding.text) == ("warn", True, False)
+
+
 def test_a_server_that_does_not_answer_is_found(monkeypatch, clean: None):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     findings = by_name(doctor.prefect_settings())

@@ -88,15 +88,28 @@ def test_the_published_source_has_all_that_keys_and_runs_the_stage_and_not_the_r
     assert not (tmp_path / "tree" / "flows" / "pipeline.py").exists()
 
 
-def test_a_source_that_leaves_its_folder_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("name", ["../outside.py", "/outside.py", "a/../../outside.py", "a//b.py", "..\\outside.py"])
+def test_a_source_that_leaves_its_folder_is_refused(tmp_path: Path, name: str):
+    member = tarfile.TarInfo(name)
+    member.size = 1
+    with pytest.raises(StageError, match="stay in its folder"):
+        unpack_source(packed(member, b"x"), tmp_path / "tree")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_a_source_is_plain_files_only(tmp_path: Path, kind: bytes):
+    member = tarfile.TarInfo("module.py")
+    member.type, member.linkname = kind, "other.py"
+    with pytest.raises(StageError, match=r"plain files.*module\.py"):
+        unpack_source(packed(member), tmp_path / "tree")
+
+
+def packed(member: tarfile.TarInfo, content: bytes = b"") -> bytes:
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as archive:
-        member = tarfile.TarInfo("../outside.py")
-        member.size = 1
-        archive.addfile(member, io.BytesIO(b"x"))
-    with pytest.raises(tarfile.OutsideDestinationError):
-        unpack_source(raw.getvalue(), tmp_path / "tree")
-    assert not (tmp_path / "outside.py").exists()
+        archive.addfile(member, io.BytesIO(content))
+    return raw.getvalue()
 
 
 def test_files_that_are_not_those_of_the_digest_are_refused(sent: tuple[Assignment, Path]):
