@@ -4,8 +4,8 @@
 |---|---|---|
 | s3, s3a | PutObject with `If-None-Match: *` | tests against a local S3 server |
 | memory | a lock of this process | tests |
-| gs, gcs | `ifGenerationMatch=0` (gcsfs 2026.10) | reading the driver; never run |
-| az, abfs, abfss | `upload_blob(overwrite=False)` (adlfs 2026.8) | reading the driver; never run |
+| gs, gcs | `ifGenerationMatch=0` | tests against an emulator to which the condition was added |
+| az, abfs, abfss | `If-None-Match: *` | tests against Azurite |
 
 fsspec's own default for `mode="create"` looks first and writes then, which decides nothing between two writers.
 
@@ -17,6 +17,7 @@ hours must outlive a restart of its server. One that never answered has a wrong 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -76,6 +77,8 @@ class FsspecBackend:
             )
         self._credentials = held(self.url)
         options = self._credentials.options if self._credentials is not None else {}
+        # gcsfs would ask a second service, with credentials of its own, about the kind of each bucket it meets.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
             # Cached listings would hide what other machines write.
             self._fs, root = url_to_fs(self.url, use_listings_cache=False, **options)
@@ -212,6 +215,8 @@ class FsspecBackend:
                     self._answered = True
                     raise
                 except Exception as error:
+                    if type(error).__name__ == "ResourceNotFoundError":  # adlfs, when the container is not there
+                        raise FileNotFoundError(str(error)) from error
                     if not (self._answered and _is_passing(error)) or time.monotonic() + wait_s > deadline_s:
                         raise
                     _LOG.warning("the store %s does not answer (%s); asking again", self.url, type(error).__name__)
@@ -279,8 +284,7 @@ def is_refusal(error: BaseException) -> bool:
         here = isinstance(seen, OSError) and seen.filename is not None  # a file of this machine that we may not read
         if {kind.__name__ for kind in type(seen).__mro__} & _REFUSING and not here:
             return True
-        status = getattr(seen, "code", getattr(seen, "status_code", ""))
-        if str(status) in ("401", "403") or str(seen).startswith("Forbidden: "):  # the latter is gcsfs
+        if str(_status(seen)) in ("401", "403") or str(seen).startswith("Forbidden: "):  # the latter is gcsfs
             return True
         seen = seen.__cause__ or seen.__context__
     return False
@@ -293,10 +297,15 @@ def _is_passing(error: BaseException) -> bool:
         response: Any = getattr(seen, "response", None)
         if isinstance(response, dict) and "Error" in response:  # the server did answer: only its code counts
             return str(response["Error"].get("Code", "")) in _PASSING_CODES
-        if {kind.__name__ for kind in type(seen).__mro__} & _PASSING:
+        if {kind.__name__ for kind in type(seen).__mro__} & _PASSING or str(_status(seen)) in _PASSING_CODES:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _status(error: BaseException) -> Any:
+    """The HTTP status that gcsfs or Azure's library gives its errors, or ""."""
+    return getattr(error, "code", getattr(error, "status_code", ""))
 
 
 def _s3_code(error: OSError) -> str:

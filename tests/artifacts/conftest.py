@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
@@ -59,6 +60,21 @@ class Place:
         self.overwrite(path, bytes(data))
 
 
+@contextlib.contextmanager
+def in_environment(environment: Mapping[str, str]) -> Iterator[None]:
+    """Set for drivers that find their server there."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
     """A bucket on an S3 server of our own, on a free port of 127.0.0.1."""
@@ -69,30 +85,56 @@ def s3_bucket() -> Iterator[str]:
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    environment = {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
     try:
-        with contextlib.closing(boto3.client("s3")) as client:
-            client.create_bucket(Bucket="fairway-tests")
-        yield "fairway-tests"
+        with in_environment({**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}):
+            with contextlib.closing(boto3.client("s3")) as client:
+                client.create_bucket(Bucket="fairway-tests")
+            yield "fairway-tests"
     finally:
         server.stop()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(scope="session")
+def gs_bucket() -> Iterator[str]:
+    """A bucket on a Google Cloud Storage server of our own, or on the one that STORAGE_EMULATOR_HOST leads to."""
+    if find_spec("gcsfs") is None:  # not imported here: the store sets what it reads then
+        pytest.skip("NO GOOGLE STORAGE TESTS: gcsfs is not installed")
+    if "STORAGE_EMULATOR_HOST" in os.environ:  # such as Google's testbench, with this bucket in it
+        yield "fairway-tests"
+        return
+    pytest.importorskip("gcp_storage_emulator", reason="NO GOOGLE STORAGE TESTS: gcp-storage-emulator is not installed")
+    from objectstores import google
+
+    with google("fairway-tests") as environment, in_environment(environment):
+        yield "fairway-tests"
+
+
+@pytest.fixture(scope="session")
+def az_container() -> Iterator[str]:
+    """A container on an Azurite of our own."""
+    adlfs = pytest.importorskip("adlfs", reason="NO AZURE TESTS: adlfs is not installed")
+    from objectstores import azure, azurite
+
+    program = azurite()
+    if program is None:
+        pytest.skip("NO AZURE TESTS: Azurite is not installed; `npm install azurite@3.35.0` in this checkout brings it")
+    with azure(program) as environment, in_environment(environment):
+        adlfs.AzureBlobFileSystem().mkdir("fairway-tests")
+        yield "fairway-tests"
+
+
+BUCKETS = {"s3": "s3_bucket", "gs": "gs_bucket", "az": "az_container"}
+
+
+@pytest.fixture(params=["local", "memory", "s3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az"))])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty store, in each of the places that are tested."""
     if request.param == "local":
         return Place(str(tmp_path / "store"), tmp_path, local=True)
     if request.param == "memory":
         return Place(f"memory://{uuid4().hex}", tmp_path, local=False)
-    return Place(f"s3://{request.getfixturevalue('s3_bucket')}/{uuid4().hex}", tmp_path, local=False)
+    bucket = request.getfixturevalue(BUCKETS[request.param])
+    return Place(f"{request.param}://{bucket}/{uuid4().hex}", tmp_path, local=False)
 
 
 @pytest.fixture
