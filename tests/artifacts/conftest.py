@@ -126,7 +126,9 @@ def az_container() -> Iterator[str]:
 BUCKETS = {"s3": "s3_bucket", "gs": "gs_bucket", "az": "az_container"}
 
 
-@pytest.fixture(params=["local", "memory", "s3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az"))])
+@pytest.fixture(
+    params=["local", "memory", "s3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az"))]
+)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty store, in each of the places that are tested."""
     if request.param == "local":

@@ -1,7 +1,8 @@
 """Object stores on this machine: Google's and Azure's, as their emulators do them.
 
 `gcp-storage-emulator` is for development and ignores conditions, on which a store rests; `ifGenerationMatch=0` is added
-to it here. Google's own testbench, which honours it, is in no package index; the same calls were run against it by hand.
+to it here, since that server takes one request at a time. Google's own testbench honours conditions, but is in no
+package index, and refuses the line ends of gcsfs's uploads.
 Azurite comes from npm: `npm install azurite@3.35.0` beside this checkout's README, or anywhere on the path.
 """
 
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,12 @@ _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOt
 _HERE = Path(__file__).parents[2]
 
 
+_conditional: list[Any] = []  # storages of servers that honour conditions
+
+
 def _insert(request: Any, response: Any, storage: Any) -> None:
     """An upload, only if there is no such object where that is asked for. The server takes one request at a time."""
-    if request.query.get("ifGenerationMatch") == ["0"]:
+    if request.query.get("ifGenerationMatch") == ["0"] and any(storage is each for each in _conditional):
         name = request.query["name"][0] if "name" in request.query else request.data["meta"]["name"]
         try:
             storage.get_file_obj(request.params["bucket_name"], name)
@@ -43,22 +48,25 @@ def _insert(request: Any, response: Any, storage: Any) -> None:
     handlers.insert(request, response, storage)
 
 
+emulator.HANDLERS = tuple(
+    (path, {how: _insert if work is handlers.insert else work for how, work in methods.items()})
+    for path, methods in emulator.HANDLERS
+)
+
+
 @contextmanager
 def google(bucket: str, conditions: bool = True) -> Iterator[dict[str, str]]:
     """The environment in which gcsfs finds a server with one bucket; without `conditions` the emulator as it is."""
-    before = emulator.HANDLERS
-    if conditions:
-        emulator.HANDLERS = tuple(
-            (path, {how: _insert if work is handlers.insert else work for how, work in methods.items()})
-            for path, methods in before
-        )
+    waiting, HTTPServer.request_queue_size = HTTPServer.request_queue_size, 128  # beyond it a connection waits 1 s
     served = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket=bucket)
+    if conditions:
+        _conditional.append(served._storage)
     served.start()
     try:
         yield {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{served._api._httpd.server_address[1]}"}
     finally:
         served.stop()
-        emulator.HANDLERS = before
+        HTTPServer.request_queue_size = waiting
 
 
 def azurite() -> str | None:
