@@ -296,7 +296,10 @@ def _automations() -> list[AutomationCore]:
     runs = ResourceSpecification(
         {"prefect.resource.role": "flow", "prefect.resource.name": ["score", "seeds", "sweep"]}
     )
-    ended = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed", "Cached")}
+    # Not "Crashed": that event starts `revive`, whose action writes to the database while the server still counts the
+    # event for this trigger. SQLite refuses such a write ("database is locked"), the server then drops the event after
+    # four tries, and every later one of the same run waits for it: no second revival.
+    ended = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "AwaitingRetry", "Cached")}
     silent = AutomationCore(
         name="fairway: a run without heartbeat has crashed",
         description=f"Runs send heartbeats every {HEARTBEAT_S} s; silent for {DEAD_AFTER_S} s: the machine is gone.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -20,6 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort, PrefectException
+from rich.console import Console
 
 ASK_EVERY_S = 2.0
 Reason = Literal["", "cancelled", "terminated", "orphaned", "replaced"]
@@ -30,6 +32,15 @@ WORDS = {
     "orphaned": "its worker is gone; what it kept is in the store, and another attempt goes on from there",
     "replaced": "its run had been ended, or started once more, on the server",
 }
+
+
+def _carry_on(console: Console) -> None:
+    """A log line for a worker that is gone: rich would end this process, which has a checkpoint to write."""
+    console.quiet = True
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nobody, stream.fileno())
+    os.close(nobody)
 
 
 def own_state() -> UUID | None:
@@ -66,6 +77,7 @@ class Vigil:
                     on_stop()
                     return
 
+        Console.on_broken_pipe = _carry_on  # for good: Prefect's engine says a word after us
         former: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             former = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}

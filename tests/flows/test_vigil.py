@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -10,6 +13,7 @@ from prefect.exceptions import Abort
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running, Scheduled
 
 from flows import vigil
+from flows.closure import ROOT
 from flows.vigil import Vigil
 
 OURS = Running(id=uuid4())
@@ -48,3 +52,28 @@ def test_a_run_that_was_declared_dead_or_started_again_gives_up_without_a_word(w
     assert ended.verdict() == "replaced"
     with pytest.raises(Abort):  # Prefect's engine then sets no state: what it would set is another process's
         ended.leave_if_replaced()
+
+
+TALKATIVE = """
+import sys, pathlib
+from rich.console import Console
+from flows.vigil import Vigil
+console = Console()
+with Vigil(None).watching():
+    sys.stdin.readline()
+    for line in range(3):
+        console.print("a line for nobody")
+        print("another", flush=True)
+    pathlib.Path(sys.argv[1]).write_text("went on")
+"""
+
+
+def test_a_log_line_for_a_worker_that_is_gone_does_not_end_the_run(tmp_path: Path):
+    said = tmp_path / "said"
+    command = [sys.executable, "-c", TALKATIVE, str(said)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as run:
+        run.stdout.close()  # nobody reads any more
+        run.stdin.write(b"go\n")
+        run.stdin.close()
+        run.wait(60)
+    assert said.read_text() == "went on"
