@@ -47,7 +47,7 @@ class Mirror:
 
         def loop() -> None:
             while not stop.wait(self._every_s):
-                self._copy(folder)
+                self.copy(folder)
 
         copier = threading.Thread(target=loop, name=f"mirror-{self._key[:8]}", daemon=True)
         copier.start()
@@ -56,13 +56,14 @@ class Mirror:
         except BaseException:
             stop.set()
             copier.join()
-            self._copy(folder)
+            self.copy(folder)
             raise
         finally:
             stop.set()
             copier.join()
 
-    def _copy(self, folder: Path) -> None:
+    def copy(self, folder: Path) -> None:
+        """Copy it if it has changed since the last time."""
         state = _state(folder)
         if state == self._seen or self._lost():  # whoever has the lease now may be further
             return

@@ -46,8 +46,7 @@ def up_command(arguments: argparse.Namespace) -> int:
     running = up(folder, arguments.host, arguments.port, {}, home)
     os.environ["PREFECT_API_URL"] = running.api
     deployed = _deploy(arguments, arguments.cpu_limit)
-    # A worker with a limit of its own dies of a run that starts again before it has let go of it (Prefect 3.8), as
-    # revived runs do; so their limit is the pool's. Stages never start again: another attempt is another run.
+    # Runs are limited by their pool, over all workers; a GPU machine takes one stage at a time.
     workers = {} if arguments.no_workers else {arguments.cpu_pool: 0, arguments.gpu_pool: 1}
     running = up(folder, arguments.host, arguments.port, workers, home)
     if arguments.json:

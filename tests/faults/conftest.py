@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+from heldstages import HeldStages
 from lab import CANARY, Lab, Machine, free_port
 from toyriver import behave, make_tree
 from toyrun import RECIPE
@@ -86,6 +87,16 @@ def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         gpu.stop()
         down = [sys.executable, "-m", "flows.cli", "down", "--folder", str(base / "up")]
         assert subprocess.run(down, env=submitter.environment).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def held(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeldStages]:
+    """Gates in the submitter's accelerated stages. The stages' pool has one slot, which a corpse would block."""
+    stages = HeldStages(lab.submitter.tree, tmp_path_factory.mktemp("gates") / "files")
+    lab.http.patch("work_pools/gpu", json={"concurrency_limit": 1}).raise_for_status()
+    yield stages
+    lab.http.patch("work_pools/gpu", json={"concurrency_limit": None}).raise_for_status()
+    stages.restore()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A worker, a flow, a machine or a person ends something in the middle of a training; what then happens."""
+"""A machine, a person or a signal ends something in the middle of a training; kills are in `test_stage_kills.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Lab, children_of, command_line, wait_for
+from lab import Lab, command_line, wait_for
 from toyriver import behave
 
 from artifacts.store import Store
@@ -94,20 +94,6 @@ def all_sound(lab: Lab) -> None:
     assert {finding.kind for finding in Store.open(lab.store).verify()} <= {"dangling name"}
 
 
-def test_a_killed_worker_is_noticed_and_another_goes_on_from_the_checkpoint(lab: Lab, recipe: str, training: None):
-    run, train = start(lab, recipe, 150)
-    below = stage_processes(lab)
-    lab.gpu.kill()
-    killed_s = time.monotonic()
-    wait_for(lambda: not [pid for pid in below if start_time(pid)], "its stage has ended too", 35)
-    assert time.monotonic() - killed_s < 35
-    lab.gpu.start_worker("gpu", 1)
-    assert lab.ended(run)["type"] == "COMPLETED"
-    assert attempts(lab, train) == ["CRASHED", "COMPLETED"]
-    assert int(re.fullmatch(r"from step (\d+)\n", said(lab, train))[1]) >= 10
-    all_sound(lab)
-
-
 def test_a_machine_that_is_gone_is_declared_dead_after_a_silence(lab: Lab, recipe: str, training: None):
     run, train = start(lab, recipe, 150)
     lab.gpu.kill(everything=True)
@@ -146,18 +132,6 @@ def test_cancelling_a_stage_cancels_its_run_within_15_s(lab: Lab, recipe: str, t
     assert lab.ended(train["id"], 15)["type"] == "CANCELLED"
     assert lab.ended(run, 15)["type"] == "CANCELLED"
     assert attempts(lab, train) == ["CANCELLED"]
-
-
-def test_a_killed_flow_is_revived_and_waits_for_the_training_that_went_on(lab: Lab, recipe: str, training: None):
-    run, train = start(lab, recipe, 250)
-    flows = [pid for pid in children_of(lab.submitter.worker.pid) if "prefect.engine" in command_line(pid)]
-    assert len(flows) == 1
-    os.kill(flows[0], signal.SIGKILL)
-    wait_for(lambda: lab.run(run)["run_count"] == 2, "the run runs again")
-    assert lab.ended(run)["type"] == "COMPLETED"
-    assert attempts(lab, train) == ["COMPLETED"]
-    assert said(lab, train) == "from step 0\n"
-    all_sound(lab)
 
 
 def test_sigterm_of_the_machine_leaves_a_checkpoint_and_the_stage_is_sent_again(lab: Lab, recipe: str, training: None):

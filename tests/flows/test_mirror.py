@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from artifacts.errors import StoreUnavailable
 from artifacts.store import Store
-from flows.mirror import Mirror
+from flows.mirror import EVERY_S, Mirror
+from stages.contract import Runtime
 
 KEY = "a" * 64
 
@@ -102,3 +106,29 @@ def test_whoever_lost_the_lease_does_not_write_over_the_checkpoint_of_its_succes
         stop_after_writing(silent, tmp_path / "one" / "step.txt", "7")
     Mirror(store, KEY).restore(tmp_path / "three")
     assert (tmp_path / "three" / "step.txt").read_text() == "9"
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_death_at_any_moment_costs_at_most_one_period_of_each(data: st.DataObject):
+    """Time passes in steps here: a checkpoint every `checkpoints`, a look every `looks`, whatever their phases."""
+    checkpoints, looks = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
+    first, first_look = data.draw(st.integers(1, checkpoints)), data.draw(st.integers(1, looks))
+    death = data.draw(st.integers(1, 60))
+    with tempfile.TemporaryDirectory() as base:
+        store = Store.open(Path(base) / "store")
+        mirror, folder = Mirror(store, KEY), Path(base) / "checkpoints"
+        mirror.restore(folder)
+        for step in range(1, death + 1):
+            if step >= first and (step - first) % checkpoints == 0:
+                (folder / "step.tmp").write_text(str(step))
+                (folder / "step.tmp").replace(folder / f"step-{step}")
+            if step >= first_look and (step - first_look) % looks == 0:
+                mirror.copy(folder)
+        Mirror(store, KEY).restore(Path(base) / "elsewhere")
+        kept = max((int(path.name[5:]) for path in (Path(base) / "elsewhere").iterdir()), default=0)
+    assert death - kept <= checkpoints + looks
+
+
+def test_the_periods_of_production_leave_twenty_seconds_of_a_minute_for_writing_and_copying():
+    assert Runtime.checkpoint_every_s + EVERY_S <= 40
