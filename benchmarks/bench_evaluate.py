@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.adapt import Adaptation, Adapter
+from model.adapt import Adapter
 from model.attention import choose_attention
 from model.bytes import ByteTable
 from model.config import BigramConfig, GPTConfig, RopeConfig
@@ -18,6 +18,7 @@ from model.descent import Compute
 from model.gpt import GPT
 from model.init import initialise
 from model.ledger import Ledger
+from model.protocol import Adaptation
 from model.referee import Referee
 from model.score import Scorer, autocast, score
 from model.stream import TokenStream

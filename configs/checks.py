@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.names import all_virtual_names, matching, parameter_count, parameter_shapes, virtual_names
+from model.protocol import FakeQuantise, descents, selectors
 from stages.quantize.rules import fitted_names, rules_for
 from stages.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from configs.recipe import Recipe
-    from stages.evaluate.config import FakeQuantiseConfig
     from stages.train.config import Config as TrainConfig
     from stages.train.config import QatGrid
 
@@ -33,7 +33,7 @@ def selectors_match(recipe: Recipe) -> None:
     """Globs name parameters that the network has: known before training, needed after it."""
     known = all_virtual_names(recipe.train.network)
     for part, protocol in recipe.evaluate.items():
-        for field, patterns in protocol.selectors():
+        for field, patterns in selectors(protocol):
             matching(patterns, known, f"evaluate.{part}.{field}")
 
 
@@ -113,16 +113,14 @@ def adaptation_trains_on_the_archives_grid(recipe: Recipe) -> None:
     """Rounding inside of test-time training is to the grid of what is adapted, unless it says that it is not."""
     known = all_virtual_names(recipe.train.network)
     for part, protocol in recipe.evaluate.items():
-        for name, descent in protocol.descents() if protocol.of == "archive" else []:
+        for name, descent in descents(protocol) if protocol.of == "archive" else []:
             grid = descent.fake_quantise
             if grid.bits and not grid.allow_bits_mismatch:
                 field = f"evaluate.{part}.{name}.fake_quantise"
                 _is_stored_on(recipe, sorted(matching(grid.targets, known, f"{field}.targets")), grid, field, field)
 
 
-def _is_stored_on(
-    recipe: Recipe, names: Sequence[str], grid: QatGrid | FakeQuantiseConfig, field: str, trains: str
-) -> None:
+def _is_stored_on(recipe: Recipe, names: Sequence[str], grid: QatGrid | FakeQuantise, field: str, trains: str) -> None:
     """Each of the (virtual) names is stored with the bits and the scale floor of `grid`, which `field` holds."""
     shapes, config = parameter_shapes(recipe.train.network), recipe.quantize
     rules = rules_for(shapes, config)

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from configs.recipe import Recipe
 from model.names import parameter_shapes
-from stages.evaluate.config import Config as EvaluateConfig
-from stages.evaluate.config import DescentConfig, TttConfig
+from model.protocol import Adaptation, Descent, Protocol, phases_of
 from stages.quantize.rules import rules_for
 
 
@@ -75,7 +74,7 @@ def _storage(recipe: Recipe) -> Iterator[str]:
     yield from (name for name, on in switches.items() if on)
 
 
-def _evaluation(protocol: EvaluateConfig) -> Iterator[str]:
+def _evaluation(protocol: Protocol) -> Iterator[str]:
     switches = {
         f"stride_{protocol.stride_tokens}": protocol.protocol != "roundtrip",
         "score_first_ttt": protocol.protocol == "ttt",
@@ -87,12 +86,11 @@ def _evaluation(protocol: EvaluateConfig) -> Iterator[str]:
     yield from (name for name, on in switches.items() if on)
     if protocol.protocol == "ttt":
         yield from _adaptation(protocol.ttt)
-    elif protocol.protocol == "pre_eval":
-        for phase in (protocol.pre_eval.first, protocol.pre_eval.second):
-            yield from _descent(phase) if phase.epochs else ()
+    for phase in phases_of(protocol).values():
+        yield from _descent(phase)
 
 
-def _adaptation(ttt: TttConfig) -> Iterator[str]:
+def _adaptation(ttt: Adaptation) -> Iterator[str]:
     yield from _descent(ttt)
     if ttt.lora.rank:
         yield f"lora_{ttt.lora.rank}"
@@ -102,7 +100,7 @@ def _adaptation(ttt: TttConfig) -> Iterator[str]:
         yield "byte_weighted_loss"
 
 
-def _descent(descent: DescentConfig) -> Iterator[str]:
+def _descent(descent: Descent) -> Iterator[str]:
     yield f"{descent.optimizer}_adaptation"
     if descent.adapt or descent.freeze:
         yield "partial_adaptation"

@@ -166,7 +166,7 @@ def _digest_data(file: Path, declared_by: str) -> str:
 
 def is_config_module(path: str) -> bool:
     """Whether fields of this file's classes are known by their values; see `normal.py`."""
-    return path.rsplit("/", 1)[-1] == "config.py"
+    return path.rsplit("/", 1)[-1] in ("config.py", "protocol.py")
 
 
 @lru_cache(maxsize=1024)  # a run reads a file once for its key and once for every stage that runs from a copy of it

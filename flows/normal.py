@@ -4,14 +4,14 @@
 in the order of the source, one line each, made from the syntax tree by rules of our own. It leaves out
 
 - layout, comments, docstrings and any other bare constant, `pass`, and blocks under `if TYPE_CHECKING`;
-- descriptions: `description=` and `title=` of a `Field(...)`;
+- descriptions: `description=` and `title=` of a `Field(...)` or a `knob(...)`;
 - error text: the strings that a `raise X(...)` or an `assert` carries, interpolations included. A finished stage has
   raised nothing, so its output cannot depend on them. The type of the error stays: somebody may catch it.
 
-In a module named `config.py` it also leaves out the fields that classes declare, the validators that only check, and
-what is there for their sake: settings of the validation, classes of nothing but fields, imports that no other statement
-uses. A field acts through its resolved value, and the key holds that value (`configs/introduced.py`); so a new field
-that is off, with its check, changes no key. Methods, properties, `ClassVar`s and functions stay.
+In a module named `config.py` or `protocol.py` it also leaves out the fields that classes declare, the validators that
+only check, and what is there for their sake: settings of the validation, classes of nothing but fields, imports that no
+other statement uses. A field acts through its resolved value, and the key holds that value (`configs/introduced.py`);
+so a new field that is off, with its check, changes no key. Methods, properties, `ClassVar`s and functions stay.
 
 The *whole* form keeps error text and fields. It is what `bundle` depends on: packed code carries both.
 
@@ -31,6 +31,8 @@ from typing import Any, TypeGuard
 _BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
 # Fields that say nothing about behaviour. `type_params` is empty in any source that Python 3.11 can read.
 _SILENT = {"ctx", "kind", "type_comment", "type_ignores", "type_params"}
+# Calls that declare a field: pydantic's, and `model/protocol.py`'s.
+_DESCRIBED = {"Field", "knob"}
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _encode_node(node: ast.AST, skip: tuple[str, ...] = ()) -> list[Any]:
     for name, value in ast.iter_fields(node):
         if name in _SILENT or name in skip or value is None or value == []:
             continue
-        if name == "keywords" and isinstance(node, ast.Call) and _last_name(node.func) == "Field":
+        if name == "keywords" and isinstance(node, ast.Call) and _last_name(node.func) in _DESCRIBED:
             value = [keyword for keyword in value if keyword.arg not in {"description", "title"}]
         if isinstance(value, ast.JoinedStr) and name == "format_spec":
             if text := _merge_text(value.values):

@@ -8,26 +8,13 @@ Letters: R rows of a chunk, T inputs of a row, N tokens of a chunk, V vocabulary
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.descent import Compute, Descent, Diverged, Stepper
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adaptation(Descent):
-    """How to train on a scored chunk."""
-
-    epochs: int = 3
-    horizon_chunks: int = 0  # declared length of the schedule; 0 = constant
-    warmup_share: float = 0.0  # of the horizon
-    ramp_gain: float = 0.0  # the rate grows by up to this factor, and one
-    ramp_share: float = 0.3  # of the horizon
-    polyak_decay: float = 0.0  # of the shadow that scores; 0 = none
-    byte_weighted: bool = False
+from model.descent import Compute, Diverged, Stepper
+from model.protocol import Adaptation
 
 
 def learning_rate(settings: Adaptation, chunk: int) -> float:
@@ -66,11 +53,12 @@ class Adapter:
         bos: int = -1,
     ) -> None:
         compute = compute or Compute(forward=network)
-        self._stepper = Stepper(network, settings, compute)
+        lora = settings.lora if settings.lora.rank else None
+        self._stepper = Stepper(network, settings, compute, lora=lora)
         self._settings, self._context, self._bos = settings, context, bos
         if settings.byte_weighted and bytes_V is None:
             raise ValueError("a byte-weighted loss needs the bytes of each token; ttt.byte_weighted came without them")
-        if settings.low_rank.reset == "document" and bos < 0:
+        if settings.lora.reset == "document" and bos < 0:
             raise ValueError(
                 "adapters forget at a document's BOS; this tokenizer has none; use ttt.lora.reset 'chunk' or 'never'"
             )
@@ -111,7 +99,7 @@ class Adapter:
 
     def _rows(self, tokens_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, targets and the targets' weights; adapters that forget at each document see the last one only."""
-        context, reset, padding = self._context, self._settings.low_rank.reset, 0
+        context, reset, padding = self._context, self._settings.lora.reset, 0
         if reset == "chunk":
             self._stepper.restart()
         elif reset == "document":

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -24,6 +23,7 @@ from torch.nn import functional
 
 from model.grid import Grid, dequantize, quantize, row_scales, soft_round_residual
 from model.names import BANKS, matching, virtual_names
+from model.protocol import Descent, FakeQuantise, LowRankSettings
 from model.windows import share
 
 ADAPTER_STD = 0.01  # of A at the start, B being zero (PR #1033's specification of rank 8 adapters)
@@ -31,47 +31,6 @@ ADAPTER_STD = 0.01  # of A at the start, B being zero (PR #1033's specification 
 
 class Diverged(ValueError):
     """Training on validation tokens left the numbers that floats can hold."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LowRankSettings:
-    """Adapters of `rank` on the matrices that `targets` match; rank 0 trains the weights themselves."""
-
-    rank: int = 0
-    targets: tuple[str, ...] = ("*.attn.q", "*.attn.v")
-    reset: Literal["never", "chunk", "document"] = "never"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FakeQuantise:
-    """Put the matrices that `targets` match on this grid while a step computes its gradient.
-
-    The gradient passes straight through, or where `soft_temperature` is above 0 through #1033's soft rounding.
-    """
-
-    bits: int = 0  # 0 = off
-    scale_floor: float = 0.0
-    full_range: bool = False
-    soft_temperature: float = 0.0
-    targets: tuple[str, ...] = ("*.attn.[qkvo]", "*.mlp.*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Descent:
-    """Which numbers learn, and how one step changes them."""
-
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.002
-    momentum: float = 0.9  # SGD's, or AdamW's beta1
-    beta2: float = 0.999
-    weight_decay: float = 0.0  # decoupled
-    batch_sequences: int = 32  # rows per step, all ranks together
-    microbatch_sequences: int = 0  # rows per forward pass and rank; 0 = all at once
-    clip_norm: float = 1.0  # 0 = no clipping
-    adapt: tuple[str, ...] = ()  # globs of what learns; none = everything
-    freeze: tuple[str, ...] = ()  # globs of what of it does not
-    low_rank: LowRankSettings = LowRankSettings()
-    fake_quantise: FakeQuantise = FakeQuantise()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,16 +109,17 @@ class LowRank:
 Learner = Part | LowRank
 
 
-def learners(network: nn.Module, settings: Descent, field: str = "ttt") -> list[Learner]:
-    """What learns, by the globs of `settings`; every other parameter stops asking for gradients.
+def learners(
+    network: nn.Module, settings: Descent, field: str = "ttt", lora: LowRankSettings | None = None
+) -> list[Learner]:
+    """What learns, by the globs of `settings`, or of `lora` alone; all other parameters stop asking for gradients.
 
     `field` names the settings in the ValueError for a glob that matches nothing, or when nothing is left to learn.
     """
     parameters = list(network.named_parameters())
     known = [name for each, parameter in parameters for name in virtual_names(each, parameter.shape)]
-    low_rank = settings.low_rank
-    if low_rank.rank:
-        chosen = matching(low_rank.targets, known, f"{field}.lora.targets")
+    if lora:
+        chosen = matching(lora.targets, known, f"{field}.lora.targets")
     else:
         chosen = matching(settings.adapt, known, f"{field}.adapt") if settings.adapt else set(known)
         chosen -= matching(settings.freeze, known, f"{field}.freeze")
@@ -171,7 +131,7 @@ def learners(network: nn.Module, settings: Descent, field: str = "ttt") -> list[
     learning = {part.parameter for part in parts}
     for _, parameter in parameters:
         parameter.requires_grad_(parameter in learning)
-    return [LowRank(part, low_rank.rank) for part in parts] if low_rank.rank else list(parts)
+    return [LowRank(part, lora.rank) for part in parts] if lora else list(parts)
 
 
 def parts_of(parameters: Iterable[tuple[str, nn.Parameter]], chosen: set[str]) -> Iterator[Part]:
@@ -192,10 +152,17 @@ class Stepper:
     The rows of a step are split over the ranks and gradients are summed, so `update` is called by all of them.
     """
 
-    def __init__(self, network: nn.Module, settings: Descent, compute: Compute, field: str = "ttt") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: Descent,
+        compute: Compute,
+        field: str = "ttt",
+        lora: LowRankSettings | None = None,
+    ) -> None:
         self.steps = 0
         self.tokens = 0  # that went forward in training, by all ranks
-        self.learners = learners(network, settings, field)
+        self.learners = learners(network, settings, field, lora)
         self.tensors = [tensor for learner in self.learners for tensor in learner.tensors]
         self._network, self._settings, self._compute = network, settings, compute
         self._optimizer = _optimizer(self.tensors, settings)

@@ -10,16 +10,15 @@ Letters: R rows of a step, T inputs of a row, N targets of the stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.descent import Compute, Descent, Diverged, Stepper
+from model.descent import Compute, Diverged, Stepper
+from model.protocol import Phase
 from model.windows import share
 
 RULES = {
@@ -29,20 +28,10 @@ RULES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phase(Descent):
-    """One phase: which numbers learn, how, and on which rows in which order."""
-
-    epochs: int
-    schedule: Literal["constant", "cosine"] = "constant"
-    order: Literal["stream", "permutation"] = "stream"
-    lanes: int = 1  # the stream in as many contiguous parts, side by side in each step: one per GPU, as published
-    drop_tail: bool = False  # leave out the rows after the last whole step
-
-    def lr_of(self, epoch: int) -> float:
-        """The rate of an epoch; the cosine's last epoch is one step of it above 0, as published."""
-        cosine = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
-        return self.lr * (cosine if self.schedule == "cosine" else 1.0)
+def rate_of(phase: Phase, epoch: int) -> float:
+    """The learning rate of an epoch; the cosine's last epoch is one step of it above 0, as published."""
+    cosine = 0.5 * (1 + math.cos(math.pi * epoch / phase.epochs))
+    return phase.lr * (cosine if phase.schedule == "cosine" else 1.0)
 
 
 def steps_of(phase: Phase, rows: int, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -63,19 +52,19 @@ def steps_of(phase: Phase, rows: int, epoch: int) -> Iterator[tuple[np.ndarray, 
 
 
 class PreAdapter:
-    """Runs the phases, one after the other; they share weights and no optimizer state.
+    """Runs the phases, by their names in the configuration, one after the other; they share no optimizer state.
 
     Raises ValueError, before anything runs, for globs that match nothing and for phases without a single step.
     """
 
     def __init__(
-        self, network: nn.Module, phases: Sequence[Phase], context: int, targets: int, compute: Compute
+        self, network: nn.Module, phases: Mapping[str, Phase], context: int, targets: int, compute: Compute
     ) -> None:
         self._network, self._phases, self._context, self._compute = network, phases, context, compute
         self.steps = 0
         self.trained_tokens = 0  # inputs that went forward in training, by all ranks
         rows = targets // context
-        for name, phase in self.named_phases():
+        for name, phase in phases.items():
             Stepper(network, phase, compute, f"pre_eval.{name}")
             if not rows or (phase.drop_tail and rows < phase.batch_sequences):
                 raise ValueError(
@@ -83,15 +72,11 @@ class PreAdapter:
                     f"of {phase.batch_sequences}; lower its batch_sequences"
                 )
 
-    def named_phases(self) -> list[tuple[str, Phase]]:
-        """The phases with their names in the configuration."""
-        return list(zip(("first", "second"), self._phases, strict=False))
-
     def run(self, tokens_N1: Tensor, report: Callable[[int, int, float], None]) -> list[dict[str, float]]:
         """Train on all tokens [N + 1]; `report` hears (epochs done, epochs, mean loss). Returns what each phase did."""
-        total, done = sum(phase.epochs for phase in self._phases), 0
+        total, done = sum(phase.epochs for phase in self._phases.values()), 0
         told: list[dict[str, float]] = []
-        for name, phase in self.named_phases():
+        for name, phase in self._phases.items():
             stepper = Stepper(self._network, phase, self._compute, f"pre_eval.{name}")
             losses: list[float] = []
             for epoch in range(phase.epochs):
@@ -123,7 +108,7 @@ class PreAdapter:
             weights_RT = torch.from_numpy(weights)[:, None].repeat(1, context).to(stepper.device)
             weights_RT[:, : stepper.blind] = 0.0
             weights_RT /= context - stepper.blind
-            norm, loss = stepper.step(inputs_RT, targets_RT, weights_RT, phase.lr_of(epoch))
+            norm, loss = stepper.step(inputs_RT, targets_RT, weights_RT, rate_of(phase, epoch))
             norms.append(norm)
             losses.append(loss)
         if not torch.stack(norms).isfinite().all():

@@ -204,13 +204,13 @@ class Referee:
         chunk = self._stream.read(span.chunk.start, span.chunk.stop + 1)
         return Revealed(span.index, torch.from_numpy(chunk))
 
-    def exception(self, rule: str, why: str, **also: str) -> Tensor:
-        """Hand over the whole stream, all tokens [N + 1]; the score carries the rules that this breaks for good.
+    def exception(self, **broken: str) -> Tensor:
+        """Hand over the whole stream, all tokens [N + 1]; the score carries for good the rules that this breaks.
 
-        `also` has a reason for every further rule that falls with the first.
+        `broken`: each such rule with the reason, as C3="adapts on the whole validation set before it scores it".
         """
-        for broken, reason in {rule: why, **also}.items():
-            self._break(broken, reason)
+        for rule, why in broken.items():
+            self._break(rule, why)
         self.ledger.events.append(Event("expose", 0, self.windows.targets))
         return torch.from_numpy(self._stream.read(0, self.windows.targets + 1))
 

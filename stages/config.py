@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import fields
+from typing import Any, ClassVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from stages.contract import StageSpec
 
@@ -27,3 +28,15 @@ class StageConfig(Strict):
     def reads(self) -> tuple[str, ...]:
         """The input roles that this configuration needs, a subset of `SPEC.inputs`."""
         return self.SPEC.inputs
+
+
+def with_fields(group: type[Any]) -> type[StageConfig]:
+    """A `StageConfig` with the fields of a dataclass (types, defaults, and texts and bounds from their metadata).
+
+    For what a stage's hot modules read as a dataclass, since they import no pydantic: it is stated there and not again.
+    """
+    hints = get_type_hints(group)
+    made: dict[str, Any] = {
+        each.name: (hints[each.name], Field(default=each.default, **each.metadata)) for each in fields(group)
+    }
+    return create_model(group.__name__, __base__=StageConfig, **made)

@@ -29,7 +29,7 @@ class Settings:
         return {name: value for name, value in self.__dict__.items() if name not in exclude}
 
 
-GROUPS = ("attention", "mlp", "auxiliary")  # of which every field may be off
+GROUPS = ("attention", "mlp", "auxiliary", "second")  # of which every field may be off
 TABLES = ("overrides", "constants")  # their keys are no fields
 OFF: dict[str, Any] = {"adapt": (), "freeze": (), "seeds": (), "overrides": {}, "constants": {}}
 """What a field that is absent holds, where that is not 0 or False."""

@@ -58,30 +58,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.archive import read_archive, read_quantized, write_archive
-from model.attention import choose_attention
 from model.batches import Spans, TrainStream
 from model.bytes import ByteTable
 from model.config import GPTConfig, from_dict
 from model.gpt import GPT
 from model.ledger import bits_per_byte
-from model.protocol import (
-    Protocol,
-    compute_dtype,
-    make_adapter,
-    make_compute,
-    make_mixer,
-    make_pre_adapter,
-    make_scorer,
-)
+from model.passes import ScoringPass
+from model.protocol import Protocol
 from model.quantized import equal
-from model.score import score
 from model.shards import open_shard
 from model.stream import TokenStream
 from stages.average.combine import mean
 from stages.compress.chains import chains_for
 from stages.contract import Device
 from stages.device import device_name, process_group, torch_device
-from stages.evaluate.passes import adapt_first, make_referee
 from stages.quantize.network import quantize_network
 from stages.settings import Settings
 from stages.train.loop import Trainer
@@ -109,7 +99,7 @@ class Process:
         self.device = Device(kind=kind, count=self.world, threads=wanted.threads)
         return torch_device(self)  # pyright: ignore[reportArgumentType]
 
-    def epochs(self, done: int, total: int, loss: float) -> None:
+    def adapted(self, done: int, total: int, loss: float) -> None:
         """A line about adaptation before scoring."""
         self.log(f"pre_eval_epoch:{done}/{total} loss:{loss:.4f}")
 
@@ -209,7 +199,7 @@ def _run(recipe: Mapping[str, Any], code: bytes, archive: Path, score_only: bool
         torch.set_float32_matmul_precision("highest")  # as in a fresh process
         for name in names:
             torch.compiler.reset()
-            protocol = Protocol.from_dict(recipe["evaluate"][name])
+            protocol: Any = Settings(recipe["evaluate"][name])
             evaluate(name, protocol, network, archive, stream, table, bos, device, process)
 
 
@@ -307,7 +297,7 @@ def evaluate(
     table: ByteTable,
     bos: int,
     device: torch.device,
-    process: Any,
+    process: Process,
 ) -> None:
     """Score the archive under one protocol, as the stage of this name does."""
     tensors, shape, _ = read_archive(archive)
@@ -315,23 +305,14 @@ def evaluate(
         raise ValueError("the archive holds another network than the recipe's; score it with its own program")
     network = GPT(shape)
     network.load_state_dict(tensors)
-    network.to(device)
-    network.attend = choose_attention(shape, device, compute_dtype(protocol, device)).attend
-    referee = make_referee(protocol, stream, table, shape.vocab, (), process)
-    scorer, call = make_scorer(protocol, network, device)
-    compute = make_compute(protocol, call, device, process.rank, process.world)
-    adapter = make_adapter(protocol, network, compute, table, bos)
-    pre_adapter = make_pre_adapter(protocol, network, compute, referee.windows.targets)
-    mixer = make_mixer(protocol, referee, shape.vocab, device, process.world)
+    scoring = ScoringPass(protocol, network, stream, table, bos, device, process.rank, process.world)
     began_s = time.perf_counter()
-    if pre_adapter:
-        adapt_first(referee, pre_adapter, process)
-    score(referee, scorer, adapter, lambda _targets: None, mixer, protocol.temperature)
+    scoring.run(adapted=process.adapted)
     seconds = time.perf_counter() - began_s
-    ledger = referee.ledger
+    ledger = scoring.referee.ledger
     account = ledger.account + ledger.again
     bpb = bits_per_byte(account.nats, account.bytes)
-    broken = ",".join(rule["rule"] for rule in referee.broken) or "-"
+    broken = ",".join(rule["rule"] for rule in scoring.referee.broken) or "-"
     process.log(f"final_{name}_exact val_loss:{account.nats / account.targets:.8f} val_bpb:{bpb:.8f}")
     sums = f"nats:{account.nats!r} targets:{account.targets} bytes:{account.bytes} ledger_sha256:{ledger.sha256}"
     process.log(f"final_{name}_sums {sums} rules_broken:{broken}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model.protocol import Protocol
+from model.protocol import Protocol, chunk_targets, phases_of
 from model.windows import Windows
 
 REQUESTS = 4  # of one probe: the true windows twice, a swapped target, another future
@@ -33,34 +33,37 @@ def handed_out(windows: Windows) -> int:
 def trained_on(protocol: Protocol, windows: Windows) -> int:
     """Inputs that adaptation sends forward, at most: adapters that forget at each document see less of a chunk."""
     context = protocol.context_tokens
-    if protocol.adaptation:
-        spans = list(windows.spans(protocol.chunk_tokens))[:-1]  # the last chunk is not trained on
+    if protocol.protocol == "ttt":
+        spans = list(windows.spans(protocol.ttt.chunk_tokens))[:-1]  # the last chunk is not trained on
         return sum(update_cost(protocol, len(span.chunk)) for span in spans)
     rows = windows.targets // context
-    usable = {phase: rows // phase.batch_sequences * phase.batch_sequences for phase in protocol.phases}
-    return sum(phase.epochs * context * (usable[phase] if phase.drop_tail else rows) for phase in protocol.phases)
+    phases = phases_of(protocol).values()
+    usable = {phase: rows // phase.batch_sequences * phase.batch_sequences for phase in phases}
+    return sum(phase.epochs * context * (usable[phase] if phase.drop_tail else rows) for phase in phases)
 
 
 def update_cost(protocol: Protocol, chunk: int) -> int:
     """Inputs that training on one chunk sends forward."""
     rows = chunk // protocol.context_tokens
-    return protocol.adaptation.epochs * rows * protocol.context_tokens if protocol.adaptation else 0
+    return protocol.ttt.epochs * rows * protocol.context_tokens if protocol.protocol == "ttt" else 0
 
 
 def exposed_targets(protocol: Protocol, targets: int) -> int:
     """Targets of the shortest stream on which the first phase of an adaptation before scoring takes a step."""
-    if not protocol.phases:
+    if protocol.protocol != "pre_eval":
         return 0
-    rows = max(protocol.phases[0].batch_sequences if protocol.phases[0].drop_tail else 1, 4)
+    first = protocol.pre_eval.first
+    rows = max(first.batch_sequences if first.drop_tail else 1, 4)
     return min(rows * protocol.context_tokens, targets)
 
 
 def least(protocol: Protocol, windows: Windows) -> int:
     """Forward tokens of the smallest audit that sees every state: one probe of each, and what training costs."""
-    if protocol.phases:
+    if protocol.protocol == "pre_eval":
         return 2 * (exposed_targets(protocol, windows.targets) + windows.context)
-    states = 2 if protocol.chunk_tokens and protocol.chunk_tokens < windows.targets else 1
-    return states * REQUESTS * windows.context + (states - 1) * update_cost(protocol, protocol.chunk_tokens)
+    chunk = chunk_targets(protocol)
+    states = 2 if chunk and chunk < windows.targets else 1
+    return states * REQUESTS * windows.context + (states - 1) * update_cost(protocol, chunk)
 
 
 def budgets(of: Mapping[str, tuple[Protocol, Windows]], audited: set[str], share: float) -> dict[str, int]:

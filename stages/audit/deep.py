@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from model.protocol import Protocol
+from model.protocol import Protocol, chunk_targets, from_dict, phases_of
 from model.windows import Windows
 from stages.audit import rescore
 from stages.audit.closed_world import CannotTrace, Seen, traced
@@ -183,7 +183,7 @@ def _prefixes(
 ) -> Finding:
     """T6: the beginning of the stream costs the same when the stream ends early."""
     kept = min(windows.targets, len(ledger.head_N2))  # only there prices can be compared
-    shortest = min(_steps(Protocol.from_dict(protocol)), windows.targets)
+    shortest = min(_steps(from_dict(protocol)), windows.targets)
     lengths = sorted({max(kept * part // 3 | 1, shortest) for part in (1, 2)})
     plain = {**protocol, "tail_rescore": False, "drop_partial_row": False}
     try:
@@ -197,8 +197,8 @@ def _ranks(
     folder: ClosedFolder, name: str, protocol: Mapping[str, Any], windows: Windows, settings: Settings
 ) -> Finding:
     """T7: two ranks find the prices of one. On CPUs, whatever scored: ranks share alike on any device."""
-    read = Protocol.from_dict(protocol)
-    targets = min(windows.targets, max(2 * read.chunk_tokens, _steps(read)))
+    read = from_dict(protocol)
+    targets = min(windows.targets, max(2 * chunk_targets(read), _steps(read)))
     plain = {**protocol, "tail_rescore": False, "drop_partial_row": False}
     cpu = replace(folder.device, kind="cpu", model="")
     if folder.device.kind != "cpu":
@@ -212,7 +212,7 @@ def _ranks(
 
 def _steps(protocol: Protocol) -> int:
     """Targets of a stream that has a few windows, and a step for every phase of an adaptation before scoring."""
-    return max((4, *(phase.batch_sequences for phase in protocol.phases))) * protocol.context_tokens
+    return max((4, *(phase.batch_sequences for phase in phases_of(protocol).values()))) * protocol.context_tokens
 
 
 def _compared(detector: str, what: str, off: list[float], settings: Settings, **also: Any) -> Finding:

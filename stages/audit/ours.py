@@ -5,7 +5,7 @@ Letters: B windows, T inputs of a window, S scored positions of each, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,10 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from model.attention import choose_attention
 from model.load import load_bytes, load_network
 from model.mixer import Blend, PublishedMixer
-from model.protocol import (
-    Protocol,
-    compute_dtype,
-    make_adapter,
-    make_compute,
-    make_mixer,
-    make_pre_adapter,
-    make_scorer,
-)
+from model.passes import make_adapter, make_mixer, make_pre_adapter, make_scorer, put_in_place
+from model.protocol import Phases, from_dict
 from model.referee import Handout, Revealed
 from stages.audit.state import State, reachable
 from stages.audit.subject import Scorer
@@ -39,16 +31,15 @@ class ProtocolScorer(Scorer):
     """
 
     def __init__(self, folder: Path, values: Mapping[str, Any], device: torch.device, whole: bool = False) -> None:
-        self._folder, self._protocol, self._device, self._whole = folder, Protocol.from_dict(values), device, whole
+        self._folder, self._protocol, self._device, self._whole = folder, from_dict(values), device, whole
         self._spent = 0
-        self.exposed = bool(self._protocol.phases)
-        self._call: Callable[..., Tensor] | None = None
+        self.exposed = self._protocol.protocol == "pre_eval"
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         self._bos = tokenizer.bos_id()
         self._table = load_bytes(folder)
-        self._network = load_network(folder / "archive.fwy").to(device)
-        attention = choose_attention(self._network.config, device, compute_dtype(self._protocol, device))
-        self._network.attend = attention.attend
+        self._network = load_network(folder / "archive.fwy")
+        put_in_place(self._network, self._protocol, device)
+        self._forward, self._compute = make_scorer(self._protocol, self._network, device)
         self._archived = {name: tensor.clone() for name, tensor in self._network.state_dict().items()}
         self.vocab = self._network.config.vocab
         self.reset()
@@ -69,9 +60,6 @@ class ProtocolScorer(Scorer):
         if hasattr(self, "_adapter"):
             self._spent = self.trained_tokens
         self._network.load_state_dict(self._archived)
-        if self._call is None:
-            self._forward, self._call = make_scorer(protocol, self._network, device)
-        self._compute = make_compute(protocol, self._call, device)
         self._adapter = make_adapter(protocol, self._network, self._compute, self._table, self._bos)
         self._mixer = make_mixer(protocol, self, self.vocab, device)
 
@@ -110,7 +98,7 @@ class ProtocolScorer(Scorer):
         """Adapt to all of it, before any of it is scored."""
         protocol = self._protocol
         if not self._whole:
-            protocol = replace(protocol, phases=(replace(protocol.phases[0], epochs=1),))
+            protocol = replace(protocol, pre_eval=Phases(first=replace(protocol.pre_eval.first, epochs=1)))
         adapter = make_pre_adapter(protocol, self._network, self._compute, len(tokens_N1) - 1)
         assert adapter is not None
         adapter.run(tokens_N1, lambda _done, _total, _loss: None)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.load import load_bytes, open_stream
-from model.protocol import Protocol, windows_of
+from model.passes import windows_of
+from model.protocol import Protocol, chunk_targets, from_dict
 from model.stream import TokenStream
 from model.windows import Windows
 from stages.audit.cost import Meter, budgets, exposed_targets, handed_out, trained_on, update_cost
@@ -49,7 +50,7 @@ class Audited:
 def audit_protocols(config: Config, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, Audited]:
     """Every protocol `of` the archive, by name."""
     stream = open_stream(inputs["val"], load_bytes(inputs["tokenizer"]).vocab)
-    read = {name: Protocol.from_dict(values) for name, values in config.protocols.items()}
+    read = {name: from_dict(values) for name, values in config.protocols.items()}
     known = {name: (protocol, windows_of(protocol, len(stream))) for name, protocol in read.items()}
     audited = [name for name, values in config.protocols.items() if values["of"] == "archive"]
     if not audited:
@@ -74,14 +75,15 @@ def _settings(
     config: Config, runtime: Runtime, of: tuple[Protocol, Windows], ledger: LedgerFile, budget_tokens: int
 ) -> Settings:
     protocol, windows = of
-    chunks = len(list(windows.spans(protocol.chunk_tokens))) if protocol.chunk_tokens else 0
+    chunk = chunk_targets(protocol)
+    chunks = len(list(windows.spans(chunk))) if chunk else 0
     return Settings(
         lot=ledger.sha256,
         # A deep audit may cost what scoring did, and looks at every state.
         budget_tokens=handed_out(windows) + trained_on(protocol, windows) if config.deep else budget_tokens,
         chunks=chunks if config.deep else min(chunks, QUICK_STATES),
         cuts=config.cuts,
-        update_tokens=update_cost(protocol, protocol.chunk_tokens),
+        update_tokens=update_cost(protocol, chunk),
         exposed_targets=exposed_targets(protocol, windows.targets),
         batch_windows=protocol.batch_windows,
         evaluate_ranks=config.evaluate_ranks,
@@ -104,7 +106,7 @@ def _audit(
     findings = audit_events(ledger.events, windows.targets)
     try:
         findings += audit_scorer(
-            lambda: process.open(values), stream, windows, protocol.chunk_tokens, settings, ledger, meter
+            lambda: process.open(values), stream, windows, chunk_targets(protocol), settings, ledger, meter
         )
     except ScorerFailed as error:
         says = f"The replay did not run, so nothing is shown: {error}."

@@ -19,22 +19,10 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from model.attention import choose_attention
 from model.ledger import Ledger
 from model.load import load_bytes, load_network, open_stream
-from model.pre_eval import RULES
-from model.protocol import (
-    Protocol,
-    compute_dtype,
-    make_adapter,
-    make_compute,
-    make_mixer,
-    make_pre_adapter,
-    make_scorer,
-    windows_of,
-)
-from model.referee import Referee
-from model.score import score
+from model.passes import ScoringPass
+from model.protocol import from_dict
 from stages.contract import Device, Runtime, die_with_parent, leave
 from stages.device import process_group, torch_device
 
@@ -42,35 +30,16 @@ from stages.device import process_group, torch_device
 def rescore(folder: Path, job: Mapping[str, Any], runtime: Runtime) -> Ledger:
     """Score the folder's stream under one protocol, as evaluate does."""
     device = torch_device(runtime)
-    protocol = Protocol.from_dict(job["protocol"])
+    protocol = from_dict(job["protocol"])
     if job["targets"]:
         protocol = replace(protocol, max_targets=job["targets"])
-    network = load_network(folder / "archive.fwy").to(device)
-    network.attend = choose_attention(network.config, device, compute_dtype(protocol, device)).attend
-    table = load_bytes(folder)
+    network, table = load_network(folder / "archive.fwy"), load_bytes(folder)
     bos = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).bos_id()
     stream = open_stream(folder / "val", min(network.config.vocab, table.vocab))
-    windows = windows_of(protocol, len(stream))
-    referee = Referee(
-        stream,
-        windows,
-        Ledger(table, windows.context, windows.targets),
-        vocab=network.config.vocab,
-        batch_windows=protocol.batch_windows,
-        chunk=protocol.chunk_tokens,
-        rank=runtime.rank,
-        world=runtime.world,
-    )
-    scorer, call = make_scorer(protocol, network, device)
-    compute = make_compute(protocol, call, device, runtime.rank, runtime.world)
-    adapter = make_adapter(protocol, network, compute, table, bos)
-    mixer = make_mixer(protocol, referee, network.config.vocab, device, runtime.world)
+    scoring = ScoringPass(protocol, network, stream, table, bos, device, runtime.rank, runtime.world)
     with process_group(runtime, device):
-        if pre_adapter := make_pre_adapter(protocol, network, compute, windows.targets):
-            (first, why), *also = RULES.items()
-            pre_adapter.run(referee.exception(first, why, **dict(also)), lambda _done, _total, _loss: None)
-        score(referee, scorer, adapter, mixer=mixer, temperature=protocol.temperature)
-    return referee.ledger
+        scoring.run()
+    return scoring.referee.ledger
 
 
 def write(ledger: Ledger, out: Path) -> None:

@@ -10,7 +10,8 @@ import sentencepiece
 
 from model.bytes import ByteTable
 from model.load import open_stream
-from model.protocol import Protocol, windows_of
+from model.passes import windows_of
+from model.protocol import from_dict
 from stages.audit.account import Account
 from stages.audit.config import Config
 from stages.audit.cost import handed_out
@@ -30,7 +31,7 @@ def run(config: Config, inputs: Mapping[str, Path], out: Path, runtime: Runtime)
         account = Account.read(inputs["records"] / "records.json")
         scores: dict[str, Examined] = {}
         # Diagnostics are not audited, but they are part of what evaluation cost.
-        every = [Protocol.from_dict(values) for values in config.protocols.values()]
+        every = [from_dict(values) for values in config.protocols.values()]
         evaluated = sum(handed_out(windows_of(protocol, len(stream))) for protocol in every)
         asked = audit_protocols(config, inputs, runtime)
         opened = opened_files(finding for of in asked.values() for finding in of.findings)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.config import from_dict
+from model.protocol import phases_of
 from stages.settings import Settings
 
 Known = dict[str, list[Any]]
@@ -36,51 +37,22 @@ def known_objects(recipe: Mapping[str, Any]) -> Known:
         found["stages.quantize.rules.Rule"] = [Only({name: getattr(group, name) for name in same}) for group in groups]
     if "compress" in recipe:
         found["stages.compress.config.Config"] = [settings.compress]
-    protocols = [Settings(each) for each in recipe.get("evaluate", {}).values()]
+    protocols: list[Any] = [Settings(each) for each in recipe.get("evaluate", {}).values()]
     adaptations = [each.ttt for each in protocols if each.protocol == "ttt"]
-    phases = [
-        phase
-        for each in protocols
-        if each.protocol == "pre_eval"
-        for phase in (each.pre_eval.first, each.pre_eval.second)
-        if phase.epochs
-    ]
-    # As `model.protocol` makes them.
-    found["model.protocol.Protocol"] = [Scoring(each) for each in protocols]
+    phases = [phase for each in protocols for phase in phases_of(each).values()]
+    descents = [*adaptations, *phases]
+    found["model.protocol.Protocol"] = protocols
     found["model.protocol.MixerSettings"] = [each.mixer for each in protocols]
-    adapted = [Renamed(each, low_rank="lora") for each in adaptations]
-    found["model.adapt.Adaptation"] = adapted
-    found["model.pre_eval.Phase"] = phases
-    found["model.descent.Descent"] = [*adapted, *(Renamed(each, low_rank="") for each in phases)]
-    found["model.descent.LowRankSettings"] = [each.low_rank for each in found["model.descent.Descent"]]
-    found["model.descent.FakeQuantise"] = [each.fake_quantise for each in (*adaptations, *phases)]
+    found["model.protocol.Adaptation"] = adaptations
+    found["model.protocol.Phase"] = phases
+    found["model.protocol.Descent"] = descents
+    found["model.protocol.FakeQuantise"] = [each.fake_quantise for each in descents]
     return {name: objects for name, objects in found.items() if objects}
 
 
 def has_field(owner: Any, name: str) -> bool:
     """Whether an object has this field itself, or only by its being absent."""
-    if isinstance(owner, Renamed):
-        return has_field(owner.settings, owner.names.get(name, name))
-    if isinstance(owner, Scoring):
-        return name in owner.__dict__ or has_field(owner.settings, name)
     return name in owner.__dict__ if isinstance(owner, Settings) else hasattr(owner, name)
-
-
-class Scoring:
-    """A `model.protocol.Protocol`, as far as it is plain."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        adapts = settings.protocol == "ttt"
-        self.adaptation = Renamed(settings.ttt, low_rank="lora") if adapts else None
-        both = (settings.pre_eval.first, settings.pre_eval.second)
-        self.phases = tuple(Renamed(phase, low_rank="") for phase in both if phase.epochs)
-        mixes = settings.mixer.chunk_tokens if settings.mixer.kind != "off" else 0
-        self.chunk_tokens = settings.ttt.chunk_tokens if adapts else mixes
-
-    def __getattr__(self, name: str) -> Any:
-        """Other fields are those of the configuration."""
-        return getattr(self.settings, name)
 
 
 class Only:
@@ -88,16 +60,3 @@ class Only:
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self.__dict__.update(fields)
-
-
-class Renamed:
-    """Settings some of whose fields stand under other names; the name "" is a group that is off."""
-
-    def __init__(self, settings: Settings, **names: str) -> None:
-        self.settings, self.names = settings, names
-
-    def __getattr__(self, name: str) -> Any:
-        """The field of this name."""
-        if name in self.names and not self.names[name]:
-            return Settings({})
-        return getattr(self.settings, self.names.get(name, name))

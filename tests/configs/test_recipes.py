@@ -15,7 +15,8 @@ from model.config import GPTConfig
 from model.gpt import GPT
 from model.init import initialise
 from model.names import matching, parameter_shapes, virtual_names
-from model.protocol import Protocol, windows_of
+from model.passes import windows_of
+from model.protocol import chunk_targets, descents
 from model.rotary import rotary_base
 from stages.quantize.rules import rules_for
 
@@ -77,7 +78,7 @@ def learns(recipe: str, part: str) -> list[int]:
         for virtual in (names := virtual_names(name, shape)):
             counts[virtual] += math.prod(shape) // len(names)
     found: list[int] = []
-    for field, descent in loaded.evaluate[part].descents():
+    for field, descent in descents(loaded.evaluate[part]):
         chosen = matching(descent.adapt, list(counts), field) if descent.adapt else set(counts)
         chosen -= matching(descent.freeze, list(counts), field)
         found.append(sum(counts[name] for name in chosen))
@@ -126,11 +127,11 @@ def test_an_archive_holds_the_published_kinds_of_tensors(recipe: str) -> None:
     ],
 )
 def test_protocols_cut_the_validation_set_into_the_published_windows(recipe: str, part: str, windows: int) -> None:
-    protocol = Protocol.from_dict(load_recipe(recipe).recipe.evaluate[part].model_dump(mode="json"))
+    protocol = load_recipe(recipe).recipe.evaluate[part].to_protocol()
     cut = windows_of(protocol, 62_021_632 + 1)
     assert (cut.targets, cut.total) == (62_021_632, windows)
     if protocol.protocol == "ttt":
-        assert len(list(cut.spans(protocol.chunk_tokens))) == protocol.adaptation.horizon_chunks == 1_893
+        assert len(list(cut.spans(chunk_targets(protocol)))) == protocol.ttt.horizon_chunks == 1_893
 
 
 ON_AT_SMOKE = {
@@ -160,7 +161,7 @@ def test_smoke_leaves_every_technique_on_that_a_recipe_has() -> None:
             "snapshots": recipe.train.snapshots.every.steps > 0,
             "pruning": any(group.prune for group in groups),
             "bits by a budget": quantize.fit.budget_bytes > 0,
-            "adaptation": any(protocol.descents() for protocol in protocols),
+            "adaptation": any(list(descents(protocol)) for protocol in protocols),
             "adapters": any(protocol.ttt.lora.rank for protocol in protocols),
             "mixer": any(protocol.mixer.kind != "off" for protocol in protocols),
             "complementary loss": recipe.train.complement.alpha > 0,

@@ -260,9 +260,9 @@ EDITS = {
         "stages/train/config.py", {"train", "bundle"}, r"(nesterov: .*default=)True", r"\1False"
     ),
     "default of a protocol": Edit(
-        "stages/evaluate/config.py",
+        "model/protocol.py",
         {*EVALUATE, "bundle", "audit"},
-        r"(precision: [^=]*= Field\(\s*default=)\"auto\"",
+        r"(precision: [^=]*= knob\(\s*)\"auto\"",
         r'\1"bfloat16"',
     ),
     "default of the network": Edit("model/config.py", {"train", "bundle"}, "(auxiliary_zero: bool = )False", r"\1True"),
@@ -279,6 +279,13 @@ EDITS = {
     "new field of the network that is off": Edit(
         "model/config.py", PACKED, r"(?m)^(    tied_head: )", r"    brand_new: bool = False\n\1"
     ),
+    "new field of a protocol that is off": Edit(
+        "model/protocol.py",
+        PACKED,
+        r"(?m)^(    tail_rescore: )",
+        "    brand_new: bool = knob(False, description='New.')\n\\1",
+    ),
+    "bound of a protocol": Edit("model/protocol.py", PACKED, r"(context_tokens: int = knob\(2048, ge=)2", r"\g<1>3"),
     "constraint": Edit("stages/train/config.py", set(), r"(nesterov: .*)(description)", r"\1frozen=True, \2"),
     "property of the network's configuration": Edit(
         "model/config.py",
@@ -331,7 +338,7 @@ def keys_apart(root: Path) -> dict[str, str]:
 def test_an_edit_reruns_exactly_its_own(what: str, tree: Path, base_keys: dict[str, str]) -> None:
     edit = EDITS[what]
     edit.apply(tree)
-    after = keys_apart(tree) if edit.path.endswith(("config.py", ".toml")) else keys(tree, the_recipe())
+    after = keys_apart(tree) if edit.path.endswith(("config.py", "protocol.py", ".toml")) else keys(tree, the_recipe())
     assert differing(base_keys, after) == edit.reruns
 
 

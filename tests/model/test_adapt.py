@@ -9,13 +9,13 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from model.adapt import Adaptation, Adapter, learning_rate
+from model.adapt import Adapter, learning_rate
 from model.config import BigramConfig, GPTConfig
-from model.descent import FakeQuantise, LowRankSettings
 from model.gpt import GPT
 from model.grid import Grid, choose_scales, dequantize, quantize
 from model.init import initialise
 from model.names import virtual_names
+from model.protocol import Adaptation, FakeQuantise, LowRankSettings
 
 CONFIG = GPTConfig(
     vocab=32, layers=4, dim=16, heads=2, kv_heads=1, mlp_hidden=24, bigram=BigramConfig(buckets=16, dim=8),
@@ -103,8 +103,8 @@ def test_weight_decay_shrinks_what_gets_no_gradient_by_lr_times_decay_per_step(o
     "settings",
     [
         {},
-        {"optimizer": "adamw", "low_rank": LowRankSettings(rank=2)},
-        {"low_rank": LowRankSettings(rank=2, reset="chunk")},
+        {"optimizer": "adamw", "lora": LowRankSettings(rank=2)},
+        {"lora": LowRankSettings(rank=2, reset="chunk")},
         {"polyak_decay": 0.9},
         {"fake_quantise": FakeQuantise(bits=4)},
     ],
@@ -321,7 +321,7 @@ def test_adaptation_learns_nothing_from_targets_of_positions_that_memory_replace
         torch.testing.assert_close(ours.get_parameter(name).detach(), expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
-LORA = {"low_rank": LowRankSettings(rank=2), "optimizer": "adamw", "lr": 0.01}
+LORA = {"lora": LowRankSettings(rank=2), "optimizer": "adamw", "lr": 0.01}
 
 
 def factors(model, bank, rank=2):
@@ -356,7 +356,7 @@ def test_adapters_learn_as_autograd_says_with_w_plus_ab_inside_the_forward():
 def test_adapters_are_the_only_parameters_and_start_as_nothing():
     model = lively()
     before = state(model)
-    adapter = Adapter(model, Adaptation(low_rank=LowRankSettings(rank=2)), CONTEXT)
+    adapter = Adapter(model, Adaptation(lora=LowRankSettings(rank=2)), CONTEXT)
     # Q is 16 x 16 and V 8 x 16, four layers of each, two columns and two rows.
     assert adapter.adapting == 4 * 2 * (16 + 16) + 4 * 2 * (8 + 16)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
@@ -368,13 +368,13 @@ def test_adapters_are_the_only_parameters_and_start_as_nothing():
 def test_adapters_of_chosen_layers_leave_the_others():
     model = lively()
     before = state(model)
-    adapt(model, low_rank=LowRankSettings(rank=1, targets=("blocks.2.mlp.up",)), lr=0.1)
+    adapt(model, lora=LowRankSettings(rank=1, targets=("blocks.2.mlp.up",)), lr=0.1)
     assert {name for name, change in changes(before, model).items() if change} == {"blocks.2.mlp.up"}
 
 
 def test_adapters_that_forget_each_chunk_know_the_last_one_only():
     forgetful, fresh = lively(), lively()
-    settings = Adaptation(optimizer="adamw", lr=0.01, low_rank=LowRankSettings(rank=2, reset="chunk"))
+    settings = Adaptation(optimizer="adamw", lr=0.01, lora=LowRankSettings(rank=2, reset="chunk"))
     adapter = Adapter(forgetful, settings, CONTEXT)
     for i in range(3):
         adapter.update(chunk(seed=i), i)
@@ -384,7 +384,7 @@ def test_adapters_that_forget_each_chunk_know_the_last_one_only():
 
 def test_adapters_that_forget_at_a_document_learn_from_its_tokens_only():
     """BOS is 0. The chunk's last document has 10 tokens, its BOS included: a row of 8 targets and one of 1."""
-    settings = Adaptation(optimizer="adamw", lr=0.01, low_rank=LowRankSettings(rank=2, reset="document"))
+    settings = Adaptation(optimizer="adamw", lr=0.01, lora=LowRankSettings(rank=2, reset="document"))
     tokens = chunk(seed=1).clamp_min(1)
     tokens[[5, len(tokens) - 10]] = 0
     long, short = lively(), lively()
@@ -399,7 +399,7 @@ def test_adapters_that_forget_at_a_document_learn_from_its_tokens_only():
 
 
 def test_a_row_that_is_not_full_is_trained_on_its_own_targets_only():
-    settings = Adaptation(optimizer="adamw", lr=0.01, low_rank=LowRankSettings(rank=2, reset="document"))
+    settings = Adaptation(optimizer="adamw", lr=0.01, lora=LowRankSettings(rank=2, reset="document"))
     ours, theirs = lively(), lively()
     tokens = chunk(seed=1).clamp_min(1)[:6]
     tokens[0] = 0
@@ -409,7 +409,7 @@ def test_a_row_that_is_not_full_is_trained_on_its_own_targets_only():
 
 
 def test_chunk_after_chunk_of_one_document_is_not_forgotten():
-    settings = Adaptation(optimizer="adamw", lr=0.01, low_rank=LowRankSettings(rank=2, reset="document"))
+    settings = Adaptation(optimizer="adamw", lr=0.01, lora=LowRankSettings(rank=2, reset="document"))
     together, never = lively(), lively()
     adapter, other = Adapter(together, settings, CONTEXT, bos=0), Adapter(never, Adaptation(**LORA), CONTEXT)
     for i in range(3):
@@ -421,10 +421,10 @@ def test_chunk_after_chunk_of_one_document_is_not_forgotten():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"low_rank": LowRankSettings(rank=1, targets=("*.q_gain",))}, r"adapters are for matrices; .*attn\.q_gain"),
-        ({"low_rank": LowRankSettings(rank=9)}, r"attn\.v is 8 x 16, ttt\.lora\.rank is 9; lower it"),
-        ({"low_rank": LowRankSettings(rank=1, targets=("*.attn.w",))}, r"ttt\.lora\.targets names .*'\*\.attn\.w'"),
-        ({"low_rank": LowRankSettings(rank=1, reset="document")}, r"this tokenizer has none; use ttt\.lora\.reset"),
+        ({"lora": LowRankSettings(rank=1, targets=("*.q_gain",))}, r"adapters are for matrices; .*attn\.q_gain"),
+        ({"lora": LowRankSettings(rank=9)}, r"attn\.v is 8 x 16, ttt\.lora\.rank is 9; lower it"),
+        ({"lora": LowRankSettings(rank=1, targets=("*.attn.w",))}, r"ttt\.lora\.targets names .*'\*\.attn\.w'"),
+        ({"lora": LowRankSettings(rank=1, reset="document")}, r"this tokenizer has none; use ttt\.lora\.reset"),
         ({"fake_quantise": FakeQuantise(bits=4, targets=("*.mlp_scale",))}, r"a scale per row; .*block\.mlp_scale"),
         ({"adapt": ("block.*",)}, r"ttt\.adapt names parameters that exist; 'block\.\*' matches none; nearest: block"),
         ({"byte_weighted": True}, "needs the bytes of each token"),

@@ -10,9 +10,10 @@ from model.config import (
     RopeConfig,
     ValueEmbeddingConfig,
 )
-from model.descent import Descent, learners
+from model.descent import learners
 from model.gpt import GPT
 from model.names import all_virtual_names, matching, parameter_count, parameter_shapes, virtual_names
+from model.protocol import Descent, LowRankSettings
 
 BASE = {
     "smear": True, "unet_skips": True, "residual_mix": True, "ln_scale": True,
@@ -54,8 +55,9 @@ def test_counts_are_the_published_ones():
     assert counts == [26_993_756, 27_124_828, 26_993_766, 27_137_223]
 
 
-def learning(config, **globs):
-    return sum(tensor.numel() for each in learners(GPT(config), Descent(**globs)) for tensor in each.tensors)
+def learning(config, lora=None, **globs):
+    found = learners(GPT(config), Descent(**globs), lora=lora)
+    return sum(tensor.numel() for each in found for tensor in each.tensors)
 
 
 def test_417_phase_one_learns_scales_and_mixes_only(on_meta):
@@ -86,9 +88,7 @@ def test_398_and_714_learn_everything(on_meta):
 
 
 def test_adapters_of_rank_8_on_q_and_v(on_meta):
-    from model.descent import LowRankSettings
-
-    count = learning(PR417, low_rank=LowRankSettings(rank=8))
+    count = learning(PR417, lora=LowRankSettings(rank=8))
     assert count == 11 * 8 * (512 + 512) + 11 * 8 * (256 + 512)
 
 

@@ -12,7 +12,8 @@ from model.config import BigramConfig, GPTConfig
 from model.descent import Compute
 from model.gpt import GPT
 from model.init import initialise
-from model.pre_eval import Phase, PreAdapter, steps_of
+from model.pre_eval import PreAdapter, rate_of, steps_of
+from model.protocol import Phase
 
 CONFIG = GPTConfig(
     vocab=32, layers=3, dim=16, heads=2, kv_heads=1, mlp_hidden=24, bigram=BigramConfig(buckets=16, dim=8),
@@ -35,7 +36,8 @@ def network(seed=0):
 
 
 def run(model, *phases, world=1, rank=0):
-    adapter = PreAdapter(model, phases, CONTEXT, len(TOKENS) - 1, Compute(forward=model, rank=rank, world=world))
+    named = dict(zip(("first", "second"), phases, strict=False))
+    adapter = PreAdapter(model, named, CONTEXT, len(TOKENS) - 1, Compute(forward=model, rank=rank, world=world))
     told = adapter.run(TOKENS, lambda done, total, loss: None)
     return adapter, told
 
@@ -70,9 +72,9 @@ def test_417_takes_59_steps_an_epoch_in_a_new_order_and_never_sees_76_rows():
 
 
 def test_a_cosine_over_epochs_does_not_reach_zero():
-    assert PR417.lr_of(0) == 0.01
-    assert PR417.lr_of(49) == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 49 / 50)))
-    assert [PR398.lr_of(epoch) for epoch in (0, 19)] == [0.008, 0.008]
+    assert rate_of(PR417, 0) == 0.01
+    assert rate_of(PR417, 49) == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 49 / 50)))
+    assert [rate_of(PR398, epoch) for epoch in (0, 19)] == [0.008, 0.008]
 
 
 def test_lanes_step_as_ranks_that_average_their_gradients_do():
@@ -145,7 +147,7 @@ def test_training_on_the_stream_lowers_its_loss_and_says_so():
 )
 def test_a_phase_that_cannot_be_is_refused_before_it_runs(phase, text):
     with pytest.raises(ValueError, match=text):
-        PreAdapter(network(), [phase], CONTEXT, len(TOKENS) - 1, Compute(forward=network()))
+        PreAdapter(network(), {"first": phase}, CONTEXT, len(TOKENS) - 1, Compute(forward=network()))
 
 
 def test_a_phase_that_diverges_is_named():

@@ -290,7 +290,7 @@ def test_a_rescored_tail_must_be_scored_whole():
 def test_an_exception_hands_over_the_stream_and_marks_the_score():
     referee = make()
     assert referee.broken == []
-    tokens = referee.exception("C3", "adapts on the whole validation set before scoring it, as PR #398 did")
+    tokens = referee.exception(C3="adapts on the whole validation set before scoring it, as PR #398 did")
     np.testing.assert_array_equal(tokens, TOKENS)
     assert referee.broken == [
         {"rule": "C3", "why": "adapts on the whole validation set before scoring it, as PR #398 did"}
@@ -361,7 +361,7 @@ def test_a_ledger_tells_what_was_scored_and_revealed_in_time_order():
 
 def test_a_ledger_tells_of_second_scores_and_of_what_was_exposed():
     referee = make(context=16, stride=4, tail=True)
-    referee.exception("C3", "for a test")
+    referee.exception(C3="for a test")
     play(referee)
     kinds = [(event.kind, event.lo, event.hi) for event in referee.ledger.events]
     assert kinds == [("expose", 0, 200), ("score", 0, 200), *[("again", 196, 200)] * 3, ("reveal", 0, 200)]

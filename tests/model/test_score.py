@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from model.adapt import Adaptation, Adapter
+from model.adapt import Adapter
 from model.bytes import ByteTable
 from model.config import BigramConfig, GPTConfig, RopeConfig
 from model.descent import Compute
 from model.gpt import GPT
 from model.init import initialise
 from model.ledger import Ledger, bits_per_byte
+from model.protocol import Adaptation
 from model.referee import Referee
 from model.score import Scorer, score
 from model.stream import TokenStream

@@ -10,7 +10,8 @@ import torch
 
 from configs.introduced import resolved
 from configs.load import load_recipe, names
-from model.protocol import Protocol, windows_of
+from model.passes import windows_of
+from model.protocol import chunk_targets, from_dict
 from model.stream import TokenStream
 from model.windows import Windows
 from stages.audit.config import Config
@@ -27,7 +28,7 @@ SMALL_TOKENS = 120_000  # the embedded one holds more
 
 def protocols(recipe: str, scale: str, tokens: int):
     loaded = load_recipe(recipe, scale).recipe.evaluate
-    read = {name: Protocol.from_dict(resolved(each)) for name, each in loaded.items()}
+    read = {name: from_dict(resolved(each)) for name, each in loaded.items()}
     audited = {name for name, each in loaded.items() if each.of == "archive"}
     return {name: (protocol, windows_of(protocol, tokens)) for name, protocol in read.items()}, audited
 
@@ -90,14 +91,14 @@ def test_what_is_really_asked_costs_less_than_fifteen_percent_learning_included(
     given = budgets(of, audited, config.share)
     for name in sorted(audited):
         protocol, windows = of[name]
-        update = update_cost(protocol, protocol.chunk_tokens)
+        update = update_cost(protocol, chunk_targets(protocol))
         settings = Settings(
             lot=name, budget_tokens=given[name], chunks=QUICK_STATES, cuts=config.cuts, update_tokens=update,
             batch_windows=protocol.batch_windows,
         )  # fmt: skip
         of_one = Meter()
         findings = audit_scorer(
-            partial(Uniform, update), stream, windows, protocol.chunk_tokens, settings, kept(windows), of_one
+            partial(Uniform, update), stream, windows, chunk_targets(protocol), settings, kept(windows), of_one
         )
         assert {finding.verdict for finding in findings} == {"pass"}
         assert of_one.total <= given[name]

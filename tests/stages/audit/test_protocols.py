@@ -17,7 +17,8 @@ from smallrun import make_inputs
 
 from model.archive import read_archive, write_archive
 from model.load import load_bytes, open_stream
-from model.protocol import Protocol, windows_of
+from model.passes import windows_of
+from model.protocol import chunk_targets, from_dict
 from stages.audit.config import Config
 from stages.audit.cost import Meter, handed_out, trained_on
 from stages.audit.ours import ProtocolScorer
@@ -119,9 +120,7 @@ def test_what_learns_is_looked_at_before_and_after_it_has_learned(audited, name)
 
 def test_the_audit_costs_less_than_fifteen_percent_of_what_evaluation_hands_out(audited, inputs):
     stream = open_stream(inputs["val"], 512)
-    handed = sum(
-        handed_out(windows_of(Protocol.from_dict(values), len(stream))) for values in config().protocols.values()
-    )
+    handed = sum(handed_out(windows_of(from_dict(values), len(stream))) for values in config().protocols.values())
     assert 0 < sum(each.forward_tokens for each in audited.values()) < 0.15 * handed
 
 
@@ -130,7 +129,7 @@ def test_the_cost_of_evaluation_is_counted_as_evaluation_counts_it(inputs, tmp_p
     values = EvaluateConfig.model_validate({**BASE, **PROTOCOLS[name]})
     (tmp_path / "out").mkdir()
     report = evaluate(values, inputs, tmp_path / "out", runtime_in(tmp_path))
-    protocol = Protocol.from_dict(values.model_dump(mode="json"))
+    protocol = from_dict(values.model_dump(mode="json"))
     windows = windows_of(protocol, len(open_stream(inputs["val"], 512)))
     assert (handed_out(windows), trained_on(protocol, windows)) == (report["forward_tokens"], report["trained_tokens"])
 
@@ -139,7 +138,7 @@ def test_full_scale_costs_a_small_share_of_evaluation():
     stride = {"protocol": "sliding", "stride_tokens": 64}
     chunks = {"chunk_tokens": 32_768, "epochs": 3}
     published = [{}, stride, {**stride, "protocol": "ttt", "ttt": chunks}]
-    of = [Protocol.from_dict(EvaluateConfig.model_validate(each).model_dump()) for each in published]
+    of = [from_dict(EvaluateConfig.model_validate(each).model_dump()) for each in published]
     windows = [windows_of(each, 62_021_633) for each in of]
     assert sum(map(handed_out, windows)) == 62_021_632 // 2048 * 2048 + 2 * ((969_057 - 1) * 2048 + 2048)
     least_of_a_probe = sum(each.context * 8 for each in windows) + 3 * 32_768
@@ -154,14 +153,14 @@ def test_a_ledger_that_was_changed_afterwards_is_not_reproduced(inputs, process,
     values, protocol, stream, windows = protocol_of("ttt", inputs)
     settings = Settings(lot="x", budget_tokens=4000, update_tokens=1024, batch_windows=16)
     findings = audit_scorer(
-        lambda: process.open(values), stream, windows, protocol.chunk_tokens, settings, LedgerFile.read(forged)
+        lambda: process.open(values), stream, windows, chunk_targets(protocol), settings, LedgerFile.read(forged)
     )
     assert {finding.detector for finding in findings if finding.verdict == "fail"} == {"T0"}
 
 
 def protocol_of(name: str, inputs: dict[str, Path]):
     values = config(name).protocols[name]
-    protocol = Protocol.from_dict(values)
+    protocol = from_dict(values)
     stream = open_stream(inputs["val"], load_bytes(inputs["tokenizer"]).vocab)
     return values, protocol, stream, windows_of(protocol, len(stream))
 
@@ -171,7 +170,7 @@ def test_the_replay_is_in_evaluate_s_own_batches_bit_for_bit(inputs, process):
     meter, settings = Meter(), Settings(lot="x", budget_tokens=30_000, update_tokens=1024, batch_windows=16, chunks=3)
     ledger = LedgerFile.read(inputs["ledgers"] / "ttt")
     findings = audit_scorer(
-        lambda: process.open(values), stream, windows, protocol.chunk_tokens, settings, ledger, meter
+        lambda: process.open(values), stream, windows, chunk_targets(protocol), settings, ledger, meter
     )
     (replay,) = [finding for finding in findings if finding.detector == "T0"]
     assert replay.verdict == "pass"

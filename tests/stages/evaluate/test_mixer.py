@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from stages.evaluate.config import Config, MixerConfig
+from model.protocol import MixerSettings
+from stages.evaluate.config import Config
 from stages.evaluate.stage import run
 
 SLIDING = {"protocol": "sliding", "context_tokens": 64, "stride_tokens": 16, "batch_windows": 8, "max_targets": 3000}
@@ -21,7 +22,7 @@ COMMON = {"active_after_tokens": 500, "chunk_tokens": 512}
 def evaluate(tmp_path, inputs, runtime, kind, **fields):
     out = tmp_path / f"{kind}-{len(list(tmp_path.iterdir()))}"
     out.mkdir()
-    config = Config(mixer=MixerConfig(**COMMON, **MIXERS[kind]), **{**SLIDING, **fields})
+    config = Config(mixer=MixerSettings(**COMMON, **MIXERS[kind]), **{**SLIDING, **fields})
     report = run(config, inputs, out, runtime)
     return json.loads((out / "score" / "score.json").read_text()), report, out
 
