@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from artifacts.store import Store
 from configs.load import load_recipe
+from flows.headline import says
 from flows.identity import Identity
+from flows.naming import run_title
 from flows.plan import is_done, plan
 from flows.preflight import answer
 from flows.prepare import Request, local_folder, look_outside, prepare
+from flows.present import show_set, show_sweep
 from flows.remote_stage import carry_out, home
 from flows.seeds import Show, check_seeds, declare, result_of, run_set
 from flows.supervise import (
@@ -49,13 +51,9 @@ def run_name() -> str:
     """`pr714 full seed 42`, `pr714 full seeds 42 1337`, `sweep pr714 full`: for lists of runs."""
     asked = flow_run.parameters
     name = own_name(asked.get("toml") or "") or asked.get("recipe", "")
-    words = ["sweep"] if "grid" in asked else []
-    words += [name, asked.get("scale") or ""]
-    if asked.get("seed") is not None:
-        words += ["seed", str(asked["seed"])]
-    if asked.get("seeds"):
-        words += ["seeds", *map(str, asked["seeds"])]
-    return " ".join(words)
+    changed = [*(asked.get("grid") or []), *(asked.get("overrides") or [])]
+    title = run_title(name, asked.get("scale") or "", asked.get("seed"), asked.get("seeds") or (), changed)
+    return f"sweep {title}" if "grid" in asked else title
 
 
 @flow(name="score", flow_run_name=run_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)
@@ -89,7 +87,7 @@ def score(
         ):
             return conduct(prepared)
 
-    return supervised(work, store, credentials)
+    return supervised(work, store, credentials, says)
 
 
 @flow(name="seeds", flow_run_name=run_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)
@@ -133,8 +131,7 @@ def seeds(
             declared = declare(asked, chosen, protocol)
             run_set(declared, asked, conduct, Show(LogView, get_run_logger().info))
             result = result_of(Store.open(store), declared, None, protocol)
-        rows = [{name: line[name] for name in ("seed", "state", "bpb", "bytes", "run")} for line in result["runs"]]
-        create_table_artifact(key="fairway-seeds", table=rows, description=_about(result))
+        show_set(result, get_run_logger().warning)
         return _complete(result)
 
     return supervised(work, store, credentials)
@@ -178,8 +175,7 @@ def sweep(
             show = Show(LogView, get_run_logger().info)
             document, sets = run_sweep(asked, ready, tuple(seeds or ()), conduct, show)
             result = sweep_result(Store.open(store), document.document, sets)
-        rows = [{name: line.get(name) for name in ("name", "state", "mean", "std", "n")} for line in result["points"]]
-        create_table_artifact(key="fairway-sweep", table=rows, description=f"{result['sweep']}: {result['state']}")
+        show_sweep(result, get_run_logger().warning)
         return _complete(result)
 
     return supervised(work, store, credentials)
@@ -231,9 +227,3 @@ def _complete(result: Mapping[str, Any]) -> Mapping[str, Any]:
     failed = [str(line.get("seed", line.get("name"))) for line in result.get("runs", result.get("points", []))
               if line["state"] != "completed"]  # fmt: skip
     raise StageError(f"a set is complete when all of it has a result; without one: {', '.join(failed)}; see the log")
-
-
-def _about(result: Mapping[str, Any]) -> str:
-    line = result["scores"].get(result["protocol"])
-    mean = f"{line['mean']:.4f} BPB over {line['n']}" if line else "no score yet"
-    return f"{result['set']}: {result['protocol']} {mean}\n\n" + "\n".join(f"- {note}" for note in result["notes"])

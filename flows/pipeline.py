@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from prefect import Task, flow, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
@@ -30,13 +30,14 @@ from prefect.settings import (
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import panels
 from flows.drive import anything_to_run, drive
 from flows.launch import Interrupted
+from flows.naming import run_title
 from flows.prepare import Prepared, Request, prepare
+from flows.present import show_run
 from flows.river import Step
 from flows.server import OwnServer
-from flows.session import Event, Outcome
+from flows.session import Event, Outcome, Session
 from flows.step import hit_or_run
 from flows.summary import summarise
 
@@ -77,8 +78,7 @@ def stage_task(stage: str) -> Task[..., Any]:
 def run_name() -> str:
     """`quickstart full seed 1337`, for lists of runs."""
     asked = flow_run.parameters
-    seed = "" if asked["seed"] is None else f" seed {asked['seed']}"
-    return f"{asked['recipe']} {asked['scale']}{seed}"
+    return run_title(asked["recipe"], asked["scale"], asked["seed"], overrides=asked["overrides"] or ())
 
 
 @flow(name="fairway", flow_run_name=run_name, persist_result=False, validate_parameters=False)
@@ -121,11 +121,13 @@ def conduct(prepared: Prepared) -> dict[str, Any] | State[Any]:
             pool = Pool(request.pool)
             pool.check()
             session.elsewhere = pool
+            lead_here(session)
         outcomes = drive(prepared.loaded.recipe, prepared.outside, session, submit, request.until)
         result = summarise(session, outcomes)
         session.run.finish("completed", scores=result["scores"], bytes=result["bytes"], audit=result["audit"])
-        result["report"] = _report(prepared, outcomes)
-        _show(prepared, outcomes, result)
+        folder = _report_folder(prepared, outcomes)
+        result["report"] = _report(session, folder)
+        show_run(session, outcomes, result, folder)
     except Interrupted as stopped:
         session.run.finish("cancelled")
         return Cancelled(message=str(stopped))
@@ -138,11 +140,21 @@ def conduct(prepared: Prepared) -> dict[str, Any] | State[Any]:
     return result
 
 
-def _report(prepared: Prepared, outcomes: list[Outcome]) -> str | None:
-    """The path of the report on these results, written unless it is there: drawing takes longer than a cached run."""
+def lead_here(session: Session) -> None:
+    """Let every record that this run makes lead to its page, on a server that stays."""
+    own, captured = flow_run.id, session.provenance
+    session.provenance = lambda: {**captured(), "flow_run": own}
+
+
+def _report_folder(prepared: Prepared, outcomes: list[Outcome]) -> Path:
+    """Named by the results, so that a cached run finds its report drawn."""
     session = prepared.session
     results = hashlib.sha256("".join(o.record.id for o in outcomes).encode()).hexdigest()
-    folder = prepared.local / "reports" / f"{session.recipe}-{session.scale}-{session.seed}-{results[:12]}"
+    return prepared.local / "reports" / f"{session.recipe}-{session.scale}-{session.seed}-{results[:12]}"
+
+
+def _report(session: Session, folder: Path) -> str | None:
+    """The path of the report on these results, written unless it is there: drawing takes longer than a cached run."""
     try:
         if not (folder / "index.html").is_file():
             from flows.report import write_report  # draws with matplotlib, half a second to import
@@ -152,20 +164,6 @@ def _report(prepared: Prepared, outcomes: list[Outcome]) -> str | None:
         session.tell(Event("note", "report", f"it could not be written: {error}"))
         return None
     return str(folder / "index.html")
-
-
-def _show(prepared: Prepared, outcomes: list[Outcome], result: dict[str, Any]) -> None:
-    """Put tables and curve where Prefect's UI shows them; they are for the eye, so a run never fails by them."""
-    try:
-        create_table_artifact(key="fairway-scores", table=panels.scores(result), description=panels.title(result))
-        create_table_artifact(key="fairway-verdict", table=panels.verdict(result), description=panels.title(result))
-        create_table_artifact(key="fairway-bytes", table=panels.sizes(result), description=panels.title(result))
-        create_markdown_artifact(key="fairway-lineage", markdown=panels.lineage(result, outcomes))
-        # Drawing takes longer than a whole cached run, and a curve that was shown once has not changed.
-        if any(o.state == "ran" and o.step.stage == "train" for o in outcomes):
-            create_markdown_artifact(key="fairway-curve", markdown=panels.curve(prepared.session.store, outcomes))
-    except Exception as error:  # noqa: BLE001 - told, not raised
-        prepared.session.tell(Event("note", "prefect", f"its artifacts could not be written: {error}"))
 
 
 def run(prepared: Prepared) -> dict[str, Any]:

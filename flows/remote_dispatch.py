@@ -11,7 +11,8 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from prefect.states import Cancelled, Cancelling, Crashed
 from artifacts.record import Record
 from flows.identity import Components
 from flows.launch import Interrupted, StageFailed
+from flows.naming import run_title
 from flows.remote import assign, publish_source
 from flows.river import Step
 from flows.session import Event, Session
@@ -79,7 +81,8 @@ class Pool:
             with _client() as client:
                 run, ours = self._create(client, assignment, attempt, session)
                 attempt = run_attempt(run) + 1
-                state = self._wait(client, run, step, session)
+                with _counted(client, run, step, session if ours else None):
+                    state = self._wait(client, run, step, session)
             if state.is_completed():
                 record = session.find(step, components)
                 if record is None:
@@ -115,18 +118,19 @@ class Pool:
         forced = f"-{session.run.id}" if assignment["forced"] else ""
         place = hashlib.sha256(session.store.url.encode()).hexdigest()[:8]
         label = assignment["stage"] + (f"[{assignment['part']}]" if assignment["part"] else "")
+        overrides = session.run.snapshot().get("overrides", ())
         context = TaskRunContext.get()
         while True:
             run = client.create_flow_run_from_deployment(
                 deployment,
                 parameters={**assignment, "attempt": attempt},
-                name=f"{label} {session.recipe} {session.scale} seed {session.seed}",
+                name=f"{label} {run_title(session.recipe, session.scale, session.seed, overrides=overrides)}",
                 tags=[assignment["stage"], session.recipe, session.scale, f"seed-{session.seed}"],
                 idempotency_key=f"{assignment['key']}-{place}{forced}-{attempt}",
                 parent_task_run_id=context.task_run.id if context is not None else None,
             )
             if run.state is None or not run.state.is_final():
-                return run, run.parameters.get("run") == session.run.id
+                return run, run.parameters.get("run") == session.run.id or _before_us(client, run)
             attempt += 1
 
     def _wait(self, client: SyncPrefectClient, run: FlowRun, step: Step, session: Session) -> State[Any]:
@@ -227,6 +231,31 @@ class _Life:
 def _declare(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) -> State[Any]:
     client.set_flow_run_state(flow_run, state, force=True)
     return client.read_flow_run(flow_run).state or state
+
+
+def _before_us(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether an earlier process of this very flow run, which has crashed and was revived, has sent a stage."""
+    context = TaskRunContext.get()
+    if context is None or run.parent_task_run_id is None:
+        return False
+    try:
+        return client.read_task_run(run.parent_task_run_id).flow_run_id == context.task_run.flow_run_id
+    except ObjectNotFound:  # its states reach the server's database later than ours
+        return False
+
+
+@contextmanager
+def _counted(client: SyncPrefectClient, run: FlowRun, step: Step, session: Session | None) -> Iterator[None]:
+    """Count what an attempt of ours took that leaves no record, by the server's clock: silence was paid for too."""
+    try:
+        yield
+    finally:
+        if session is not None:
+            with suppress(httpx.HTTPError, PrefectException):
+                ended = client.read_flow_run(run.id)
+                if not (ended.state and ended.state.is_completed()) and ended.start_time is not None:
+                    end = ended.end_time or datetime.now(UTC)
+                    session.lose(step, max(0.0, (end - ended.start_time).total_seconds()))
 
 
 def run_attempt(run: FlowRun) -> int:

@@ -40,8 +40,25 @@ def new_run_id() -> str:
 
 
 def gpu_hours(document: Mapping[str, Any]) -> float:
-    """GPU hours of the stages that a run ran to their end, on whatever machine."""
-    return sum(step.get("gpu_s", 0.0) for step in document["steps"]) / 3600
+    """GPU hours of everything that a run started, on whatever machine: what it was billed for."""
+    return sum(step.get("gpu_s", 0.0) for step in document["steps"]) / 3600 + lost_gpu_hours(document)
+
+
+def lost_gpu_hours(document: Mapping[str, Any]) -> float:
+    """The part of `gpu_hours` that went into attempts without a result: failed, cancelled, lost or made again."""
+    return sum(step.get("lost_gpu_s", 0.0) for step in document["steps"]) / 3600
+
+
+def hours_text(document: Mapping[str, Any]) -> str:
+    """`GPU hours 0.42, of which 0.10 lost`; empty if no GPU was used."""
+    hours, lost = gpu_hours(document), lost_gpu_hours(document)
+    if not hours:
+        return ""
+    return f"GPU hours {_hours(hours)}" + (f", of which {_hours(lost)} lost" if lost else "")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"
 
 
 def mark_crashed(store: RunStore, run_id: str) -> None:
@@ -98,6 +115,15 @@ class RunDocument:
             entry.update(fields)
             if write:
                 self._store.write_run(self._current())
+
+    def lose(self, stage: str, part: str, seconds: float, gpus: int) -> None:
+        """Count an attempt at a step that left no result, and write: it was paid for like any other."""
+        with self._lock:
+            entry = self._steps.setdefault((stage, part), {"stage": stage, "part": part})
+            entry["lost_s"] = round(entry.get("lost_s", 0.0) + seconds, 3)
+            if gpus:
+                entry["lost_gpu_s"] = round(entry.get("lost_gpu_s", 0.0) + gpus * seconds, 3)
+            self._store.write_run(self._current())
 
     def finish(self, state: str, **fields: Any) -> None:
         """Set the final state and write."""

@@ -56,6 +56,11 @@ class Elsewhere(Protocol):
         ...
 
 
+def gpus(step: Step) -> int:
+    """How many GPUs a step keeps busy while it runs."""
+    return step.device.count if step.device is not None and step.device.kind == "cuda" else 0
+
+
 @dataclass
 class Session:
     """See the module. One per run; its methods may be called from several threads."""
@@ -119,7 +124,7 @@ class Session:
         """Note a finished step, in the run's document too, and tell."""
         step = outcome.step
         self.done[step.id] = outcome
-        busy = step.device.count if outcome.state == "ran" and step.device and step.device.kind == "cuda" else 0
+        busy = gpus(step) if outcome.state == "ran" else 0
         self.run.step(
             step.stage,
             step.part,
@@ -131,6 +136,10 @@ class Session:
             **({"gpu_s": round(busy * outcome.seconds, 3)} if busy else {}),
         )
         self.tell(Event("done", step.label, outcome.note, outcome=outcome))
+
+    def lose(self, step: Step, seconds: float) -> None:
+        """Count an attempt that left no result."""
+        self.run.lose(step.stage, step.part, seconds, gpus(step))
 
     def lineage(self, step: Step) -> dict[str, dict[str, Any]]:
         """{role: digest and producers} of a step's inputs; an input from outside the store has no producer."""
@@ -148,6 +157,9 @@ class Session:
         aside = [o for o in held if self.store.quarantine(o.record.stage, o.record.key)]
         for outcome in aside:
             del self.done[outcome.step.id]
+            if outcome.state == "ran":  # it is made again, and only the second time counts as a result
+                self.run.step(*outcome.step.id, write=False, gpu_s=0.0)
+                self.lose(outcome.step, outcome.seconds)
         return [o.step.label for o in aside], [o.step.label for o in held if o not in aside]
 
     def refuse_change(self, step: Step) -> None:

@@ -145,13 +145,24 @@ def made(
                 environment=extra,
             )
             started, started_at = time.monotonic(), utc_now()
-            with mirror.copying(checkpoints) if mirror is not None else nullcontext():
+            with _paid_for(step, session), mirror.copying(checkpoints) if mirror is not None else nullcontext():
                 report = launch(job, folder, session.logs / f"{step.label}.log", _watch(step, session))
         seconds = round(time.monotonic() - started, 3)
         spent = {"source": source.sha256, "started": started_at, "finished": utc_now(), "seconds": seconds}
         yield Made(folder / "out", report, spent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _paid_for(step: Step, session: Session) -> Iterator[None]:
+    """Whatever ends an attempt without a result - a failure, a cancelled run - its time was paid for."""
+    started = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        session.lose(step, time.monotonic() - started)
+        raise
 
 
 def _watch(step: Step, session: Session) -> Watch:

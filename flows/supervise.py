@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,10 +23,12 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from artifacts.errors import LeaseCancelled, StoreError
 from flows.blocks import use
 from flows.launch import Interrupted, StageFailed
-from flows.pipeline import conduct
+from flows.naming import with_reason
+from flows.pipeline import conduct, lead_here
 from flows.prepare import Prepared, Request
 from flows.remote_stage import home
 from flows.session import Event, Session
+from flows.show import describe
 from flows.vigil import WORDS, Vigil
 from stages.contract import StageError
 
@@ -39,12 +42,19 @@ class Unchanged(Exception):
     """A run that only watches has nothing to do."""
 
 
-def supervised(work: Callable[[Conduct], Any], store: str, credentials: str) -> Any:
+def supervised(
+    work: Callable[[Conduct], Any],
+    store: str,
+    credentials: str,
+    say: Callable[[Mapping[str, Any]], str] = lambda result: "",
+) -> Any:
     """Open the way to `store` with the block `credentials`, and do `work`, which conducts one or several runs.
 
     Cancelling, a lost worker and SIGTERM end it as what they are; a wrong request ends as the rule that it broke,
-    without a traceback.
+    without a traceback. `say` puts a result into the state's message.
     """
+    # One line per step is ours; Prefect would add another, and send it to the server.
+    logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)
     if (flow_run.run_count or 1) > REVIVALS + 1:
         return Failed(message=f"this run has crashed {REVIVALS} times and is not revived again; look at its logs")
     os.chdir(home())
@@ -62,6 +72,7 @@ def supervised(work: Callable[[Conduct], Any], store: str, credentials: str) -> 
         if vigil.stopped.is_set():
             session.cancel.set()
         session.run.note(flow_run=flow_run.id)
+        lead_here(session)
         _tag([session.recipe, session.scale, f"seed-{session.seed}"])
         ended = conduct(prepared)
         if isinstance(ended, State):
@@ -71,7 +82,8 @@ def supervised(work: Callable[[Conduct], Any], store: str, credentials: str) -> 
     try:
         use(store, credentials)
         with vigil.watching(stop):
-            return work(one)
+            result = work(one)
+        return Completed(message=say(result) or None, data=result)
     except (Interrupted, LeaseCancelled) as stopped:
         vigil.leave_if_replaced()
         reason = vigil.verdict()
@@ -81,7 +93,20 @@ def supervised(work: Callable[[Conduct], Any], store: str, credentials: str) -> 
     except Unchanged as nothing:
         return Completed(name="Unchanged", message=str(nothing))
     except (StageError, StageFailed, StoreError) as error:
-        return Failed(message=str(error))
+        return _broken(str(error))
+
+
+def _broken(rule: str) -> State[Any]:
+    """The end of a run that broke a rule: its name in lists says which one, and no traceback of Prefect's follows."""
+    logging.getLogger("prefect.flow_runs").addFilter(lambda line: not line.getMessage().startswith(_ENGINE))
+    own = own_id()
+    if own is not None:
+        with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+            client.update_flow_run(own, name=with_reason(str(flow_run.name), rule))
+    return Failed(message=rule)
+
+
+_ENGINE = "Engine execution exited with unexpected exception"  # Prefect 3.8 says so of each flow that returns Failed
 
 
 def request(recipe: str, scale: str, overrides: list[str] | None, store: str, pool: str, **more: Any) -> Request:
@@ -123,9 +148,7 @@ class LogView:
     def __call__(self, event: Event) -> None:
         """Log one event."""
         if event.kind != "progress":
-            done = f"{event.outcome.state} {event.outcome.artifact} " if event.outcome is not None else ""
-            level = 40 if event.kind == "failed" else 20
-            self._log.log(level, "%s: %s %s%s", event.label, event.kind, done, event.text)
+            self._log.log(40 if event.kind == "failed" else 20, "%s: %s", event.label, describe(event))
 
 
 @contextmanager

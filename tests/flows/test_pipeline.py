@@ -94,10 +94,14 @@ def test_steps_are_tasks_and_a_hit_shows_as_cached(api: str, asked: Request):
 def test_scores_sizes_and_curve_become_artifacts(api: str, asked: Request):
     result = run(asked)
     artifacts = {a["key"]: a for a in ask(api, "artifacts/latest/filter", {})}
-    assert {"fairway-scores", "fairway-bytes", "fairway-verdict"} <= set(artifacts)
+    assert {"fairway-bytes", "fairway-lineage", "fairway-scores", "fairway-summary", "fairway-verdict"} == set(
+        artifacts
+    )
     rows = json.loads(artifacts["fairway-scores"]["data"])
-    assert {row["score"]: row["bpb"] for row in rows} == {name: s["bpb"] for name, s in result["scores"].items()}
+    assert {row["score"]: float(row["BPB"]) for row in rows} == {name: s["bpb"] for name, s in result["scores"].items()}
     assert result["run"] in artifacts["fairway-scores"]["description"]
+    assert f"{result['scores']['roundtrip']['bpb']:.5f} BPB" in artifacts["fairway-summary"]["data"]
+    assert "![loss](data:image/png;base64," in artifacts["fairway-summary"]["data"]
 
 
 def test_the_result_is_the_object_that_programs_were_promised(api: str, asked: Request):

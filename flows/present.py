@@ -1,0 +1,77 @@
+"""Puts tables and pictures where Prefect's page shows them. They are for the eye, so a run never fails by them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows import panels
+from flows.rundoc import hours_text
+from flows.session import Event, Outcome, Session
+
+
+def show_run(session: Session, outcomes: Sequence[Outcome], result: Mapping[str, Any], pictures: Path) -> None:
+    """Summary, scores, verdict, sizes and lineage of a run; `pictures` is the folder of its report."""
+    document, about = session.run.snapshot(), panels.title(result)
+    with _told(lambda text: session.tell(Event("note", "prefect", text))):
+        _markdown("fairway-summary", panels.summary(result, document, hours_text(document), pictures), about)
+        create_table_artifact(key="fairway-scores", table=panels.scores(result, document), description=about)
+        create_table_artifact(key="fairway-verdict", table=panels.verdict(result), description=about)
+        create_table_artifact(key="fairway-bytes", table=panels.sizes(result), description=about)
+        _markdown("fairway-lineage", panels.lineage(result, outcomes), about)
+
+
+def show_set(result: Mapping[str, Any], log: Callable[[str], None]) -> None:
+    """Mean and noise of a set of seeds, and a row per seed."""
+    from flows.plots import groups_of  # draws with matplotlib, half a second to import
+
+    line = result["scores"].get(result["protocol"])
+    spread = f" ± {line['std']:.5f}" if line and line["std"] else ""
+    said = f"{line['mean']:.5f}{spread} BPB over {line['n']} seeds" if line else "no score yet"
+    about = f"{result['set']}: {result['protocol']} {said}"
+    with _told(log):
+        create_table_artifact(key="fairway-seeds", table=panels.set_rows(result), description=about)
+        _markdown("fairway-set", _page(about, result["notes"], groups_of(result, None)), about)
+
+
+def show_sweep(result: Mapping[str, Any], log: Callable[[str], None]) -> None:
+    """The points of a sweep, as a table and side by side."""
+    from flows.plots import Group
+
+    about = f"{result['sweep']}: {result['state']}"
+    groups = [
+        Group(line["name"], list(line["values"].values()), line["low"], line["high"]) for line in result["points"]
+    ]
+    with _told(log):
+        create_table_artifact(key="fairway-sweep", table=panels.point_rows(result), description=about)
+        _markdown("fairway-points", _page(about, result["notes"], groups), about)
+
+
+def _page(about: str, notes: Sequence[str], groups: Sequence[Any]) -> str:
+    from flows.charts import png
+    from flows.plots import dots
+
+    lines = [f"### {about}", "", *(f"- {note}" for note in notes)]
+    if any(group.values for group in groups):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "dots.png"
+            png(dots(groups), path)
+            lines += ["", f"![scores]({panels.picture(path, panels.PICTURES['ladder'])})"]
+    return "\n".join(lines)
+
+
+def _markdown(key: str, text: str, about: str) -> None:
+    create_markdown_artifact(key=key, markdown=text, description=about)
+
+
+@contextmanager
+def _told(tell: Callable[[str], None]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - told, not raised
+        tell(f"Prefect's artifacts could not be written: {error}")
