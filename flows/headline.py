@@ -38,7 +38,8 @@ def says(document: Mapping[str, Any]) -> str:
     name, score = best
     words = [f"{score['bpb']:.5f} BPB ({name})"]
     words += [f"breaks {' '.join(score['rules_broken'])}"] if score.get("rules_broken") else []
-    words += [verdict] if (verdict := verdicts.words(score.get("verdict", {}))) else []
+    if verdict := verdicts.words(score.get("verdict", {})):
+        words.append("legality unknown" if verdict == verdicts.WORDS["unknown"] else verdict)
     if sizes := document.get("bytes"):
         over = " of " + f"{sizes['cap']:,}, over the cap" if sizes["total"] > sizes["cap"] else ""
         words.append(f"{sizes['total']:,} bytes{over}")

@@ -93,7 +93,7 @@ def lineage(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         took = f"ran, {seconds_text(outcome.seconds)}" if outcome.state == "ran" else "cached"
         key = outcome.record.key[:12]
         rows.append(f"| {outcome.step.label} | {took} | {by} | {outcome.artifact} | {key} |")
-    return f"{title(result)}\n\n" + "\n".join(rows)
+    return "\n".join(rows)
 
 
 def page(flow_run: str) -> str:
@@ -104,7 +104,7 @@ def page(flow_run: str) -> str:
 def summary(result: Mapping[str, Any], document: Mapping[str, Any], hours: str, pictures: Path) -> str:
     """The first thing to open: the score in a line, why it is not legal, ladder, curve and sizes as pictures."""
     ran = sum(1 for line in result["stages"] if line["state"] == "ran")
-    lines = [f"### {title(result)}", ""]
+    lines: list[str] = []
     lines += [f"Changed: `{changed}`", ""] if (changed := changes(document.get("overrides", []))) else []
     lines += [f"**{headline}**", ""] if (headline := says({**document, **result})) else []
     lines += [f"- {line.strip()}" for line in verdicts.lines(result["audit"])]

@@ -36,7 +36,7 @@ def show_set(result: Mapping[str, Any], log: Callable[[str], None]) -> None:
     about = f"{result['set']}: {result['protocol']} {said}"
     with _told(log):
         create_table_artifact(key="fairway-seeds", table=panels.set_rows(result), description=about)
-        _markdown("fairway-set", _page(about, result["notes"], groups_of(result, None)), about)
+        _markdown("fairway-set", _page(result["notes"], groups_of(result, None)), about)
 
 
 def show_sweep(result: Mapping[str, Any], log: Callable[[str], None]) -> None:
@@ -49,14 +49,14 @@ def show_sweep(result: Mapping[str, Any], log: Callable[[str], None]) -> None:
     ]
     with _told(log):
         create_table_artifact(key="fairway-sweep", table=panels.point_rows(result), description=about)
-        _markdown("fairway-points", _page(about, result["notes"], groups), about)
+        _markdown("fairway-points", _page(result["notes"], groups), about)
 
 
-def _page(about: str, notes: Sequence[str], groups: Sequence[Any]) -> str:
+def _page(notes: Sequence[str], groups: Sequence[Any]) -> str:
     from flows.charts import png
     from flows.plots import dots
 
-    lines = [f"### {about}", "", *(f"- {note}" for note in notes)]
+    lines = [f"- {note}" for note in notes]
     if any(group.values for group in groups):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "dots.png"
