@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -244,21 +245,35 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         return  # everyone in the group has gone
 
 
+def _killed_rank(log: str) -> str:
+    """The rank that a signal ended, from torchrun's list of failed ranks; "" if none. SIGTERM is torchrun's own."""
+    for rank, code in re.findall(r"rank +: (\d+) .*\n +exitcode +: -(\d+) ", log):
+        if int(code) != signal.SIGTERM:
+            name = signal.Signals(int(code)).name
+            return f"its rank {rank} was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+    return ""
+
+
 def _failure(job: Job, folder: Path, code: int, log: Path, watch: Watch, ended_by: str) -> StageFailed:
     error_path = folder / "error.json"
     if ended_by == "deadline":
         text = f"{job.stage} ran longer than its limit of {watch.deadline_s:.0f} s and was stopped; raise the limit"
         return StageFailed(job.stage, "crash", text, log)
+    said = log.read_text(encoding="utf-8", errors="replace")
+    killed = _killed_rank(said) if job.device.count > 1 else ""
     if error_path.is_file():
         error = json.loads(error_path.read_text(encoding="utf-8"))
+        if killed:  # a rank that loses its peer fails too, and can only say that
+            error["message"] += f"; {killed}"
         return StageFailed(job.stage, error["kind"], error["message"], log)
-    if code < 0:
+    if killed:
+        reason = killed
+    elif code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         reason = f"its process was ended by {name}{hint}"
     else:
         reason = f"its process ended with code {code} and left no report"
     kind = "user" if code == EXIT_USER_ERROR else "crash"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-    last = "\n".join(f"  {line}" for line in lines)
+    last = "\n".join(f"  {line}" for line in said.splitlines()[-LOG_TAIL_LINES:])
     return StageFailed(job.stage, kind, f"{job.stage} failed: {reason}\n{last}".rstrip(), log)

@@ -179,3 +179,31 @@ def test_two_runs_that_need_one_key_compute_it_once(lab: Lab, recipe: str, train
     sent = lab.stages(seed=seed, stage="train")
     assert len(sent) == 1
     all_sound(lab)
+
+
+# Its parent is the program that runs it, and that one's is Prefect's engine: a machine that always goes away here.
+UNLUCKY = """
+with open(f"/proc/{os.getppid()}/stat") as stat:
+    engine = int(stat.read().rpartition(")")[2].split()[1])
+os.kill(engine, signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def unlucky(lab: Lab) -> Iterator[None]:
+    """The submitter's train ends whoever runs it."""
+    path = lab.submitter.tree / "stages" / "train" / "stage.py"
+    before = path.read_text(encoding="utf-8")
+    behave(lab.submitter.tree, "train", UNLUCKY)
+    yield
+    path.write_text(before, encoding="utf-8")
+
+
+def test_a_stage_that_is_lost_four_times_fails_its_run_which_says_so(lab: Lab, recipe: str, unlucky: None):
+    seed = next(SEEDS)
+    ended = lab.ended(lab.score(toml=recipe, scale="smoke", seed=seed))
+    assert ended["type"] == "FAILED"
+    assert ended["message"].startswith("train was lost 4 times in the pool gpu; last: its machine sent SIGTERM")
+    assert [run["state"]["type"] for run in lab.stages(stage="train", seed=seed)] == ["CRASHED"] * 4
+    all_sound(lab)

@@ -268,3 +268,16 @@ time.sleep(60)
     for rank in (0, 1):
         pid = pid_in(tmp_path / f"pid{rank}")
         assert wait_until(lambda pid=pid: not alive(pid)), f"rank {rank} stayed behind"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", ["waits", "fails"])
+def test_a_rank_that_a_signal_ended_is_named_even_if_its_peer_fails_of_it(job: Job, tmp_path: Path, peer: str):
+    ranks = replace(job, device=Device(count=2, threads=1))
+    waits = "time.sleep(60)" if peer == "waits" else 'raise RuntimeError("my peer is gone")'
+    body = f"if runtime.rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(0.05)\n{waits}"
+    behave(job.source_root, "compress", body)
+    with pytest.raises(StageFailed, match="its rank 1 was ended by SIGKILL") as failed:
+        run(ranks, tmp_path)
+    assert failed.value.kind == "crash"
+    assert ("my peer is gone" in str(failed.value)) == (peer == "fails")

@@ -1,0 +1,89 @@
+"""A training with two gloo ranks in a pool: whatever ends it ends both, frees the device, and is told as what it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from heldstages import HeldStages, is_free, toy_recipe
+from lab import Lab, wait_for
+
+from flows.claims import folder as claims_folder
+from flows.up import start_time
+
+pytestmark = pytest.mark.slow
+
+DEVICES = ["devices.train.kind=cuda", "devices.train.count=2"]
+
+
+@pytest.fixture(autouse=True)
+def gates(held: HeldStages) -> Iterator[None]:
+    """Open again afterwards."""
+    yield
+    for what in ("hold", "raise"):
+        held.clear(what, "train")
+
+
+def start(lab: Lab, held: HeldStages, seed: int) -> tuple[str, list[int], dict[str, int]]:
+    """A run whose training stands at step 10; the processes below its worker, and the ranks among them."""
+    held.set("hold", "train")
+    run = lab.score(toml=toy_recipe(lab), scale="smoke", seed=seed, overrides=DEVICES)
+    held.wait_in("train")
+    below = lab.gpu.descendants()
+    ranks = {found: pid for pid in below if (found := rank_of(pid))}
+    assert sorted(ranks) == ["0", "1"]
+    assert not device_is_free(lab)
+    return run, below, ranks
+
+
+def rank_of(pid: int) -> str:
+    """The rank that torchrun gave to a process; "" if none."""
+    words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(word.partition("=")[::2] for word in words).get("RANK", "")
+
+
+def device_is_free(lab: Lab) -> bool:
+    """Whether nobody has a claim on the GPU worker's device."""
+    return is_free(claims_folder() / f"{lab.gpu.environment['CUDA_VISIBLE_DEVICES']}.lock")
+
+
+def all_gone(below: list[int], limit_s: float) -> None:
+    """Wait until none of these processes lives."""
+    wait_for(lambda: not [pid for pid in below if start_time(pid)], "no process of the stage is left", limit_s)
+
+
+def test_cancelling_ends_both_ranks_and_frees_the_device_within_15_s(lab: Lab, held: HeldStages):
+    run, below, _ = start(lab, held, 401)
+    lab.cancel(run)
+    asked_s = time.monotonic()
+    all_gone(below, 15)
+    assert device_is_free(lab)
+    assert lab.ended(run, max(1, 15 - (time.monotonic() - asked_s)))["type"] == "CANCELLED"
+
+
+def test_a_killed_rank_takes_the_other_with_it_and_the_next_run_goes_on_from_the_checkpoint(lab: Lab, held: HeldStages):
+    run, below, ranks = start(lab, held, 402)
+    os.kill(ranks["1"], signal.SIGKILL)
+    all_gone(below, 40)
+    assert device_is_free(lab)
+    ended = lab.ended(run)
+    assert ended["type"] == "FAILED"
+    assert "its rank 1 was ended by SIGKILL" in ended["message"]
+    held.clear("hold", "train")
+    again = lab.score(toml=toy_recipe(lab), scale="smoke", seed=402, overrides=DEVICES)
+    assert lab.ended(again)["type"] == "COMPLETED"
+    sent = lab.stages(stage="train", seed=402)
+    assert [each["state"]["type"] for each in sent] == ["FAILED", "COMPLETED"]
+
+
+def test_the_exception_of_a_rank_is_the_failure_of_the_run(lab: Lab, held: HeldStages):
+    held.set("raise", "train")
+    run = lab.score(toml=toy_recipe(lab), scale="smoke", seed=403, overrides=DEVICES)
+    ended = lab.ended(run)
+    assert ended["type"] == "FAILED"
+    assert ended["message"] == "rank 1: RuntimeError: the second rank has a fault of its own"
+    wait_for(lambda: device_is_free(lab), "the device is free")
