@@ -263,7 +263,7 @@ def _failure(job: Job, folder: Path, code: int, log: Path, watch: Watch, ended_b
     killed = _killed_rank(said) if job.device.count > 1 else ""
     if error_path.is_file():
         error = json.loads(error_path.read_text(encoding="utf-8"))
-        if killed:  # a rank that loses its peer fails too, and can only say that
+        if "SIGKILL" in killed:  # a rank that loses its peer fails of that, and gloo may abort; only this is a cause
             error["message"] += f"; {killed}"
         return StageFailed(job.stage, error["kind"], error["message"], log)
     if killed:

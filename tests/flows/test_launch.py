@@ -274,8 +274,19 @@ time.sleep(60)
 @pytest.mark.parametrize("peer", ["waits", "fails"])
 def test_a_rank_that_a_signal_ended_is_named_even_if_its_peer_fails_of_it(job: Job, tmp_path: Path, peer: str):
     ranks = replace(job, device=Device(count=2, threads=1))
-    waits = "time.sleep(60)" if peer == "waits" else 'raise RuntimeError("my peer is gone")'
-    body = f"if runtime.rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(0.05)\n{waits}"
+    body = f"""
+ready = {str(tmp_path / "ready")!r}
+def fail(*ignored):  # as a rank does that waits for its peer
+    raise RuntimeError("my peer is gone")
+if runtime.rank == 0:
+    if {peer == "fails"}:
+        signal.signal(signal.SIGTERM, fail)
+    open(ready, "w").close()
+    time.sleep(60)
+while not os.path.exists(ready):
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
     behave(job.source_root, "compress", body)
     with pytest.raises(StageFailed, match="its rank 1 was ended by SIGKILL") as failed:
         run(ranks, tmp_path)
