@@ -19,6 +19,7 @@ from pathlib import Path
 
 from artifacts.errors import AmbiguousKey, BadArchive, BadName, LeaseCancelled, NotFound, StoreError, UnsafeURL
 from flows.commands.serve_arguments import (
+    DEFAULT_FOLDER,
     OPENS_NO_STORE,
     SERVER_COMMANDS,
     add_doctor,
@@ -63,7 +64,7 @@ def _let_in(arguments: argparse.Namespace) -> None:
     if arguments.credentials and arguments.command not in OPENS_NO_STORE:
         from flows.commands.credentials import let_in
 
-        let_in(arguments)
+        let_in(arguments.store, arguments.credentials, getattr(arguments, "folder", DEFAULT_FOLDER))
 
 
 def _complain(arguments: argparse.Namespace, kind: str, message: str, code: int) -> int:

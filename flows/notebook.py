@@ -1,15 +1,16 @@
-"""Fairway from Python, for notebooks: open what was made, run, compare. See docs/notebook.md.
+"""Fairway from Python, for notebooks: open what was made, run, compare. `import fairway` is this. See docs/notebook.md.
 
-from flows import notebook as fairway
+    fairway.open("pr714/full/42/train@3").report
+    fairway.run("quickstart", scale="smoke", seed=1)["scores"]
+    fairway.compare("20260714-093012-417-4f2a", "20260715-101500-003-9b1c")["scores"]
 
-fairway.open("pr714/full/42/train@3").report
-fairway.run("quickstart", scale="smoke", seed=1)["scores"]
-fairway.compare("20260714-093012-417-4f2a", "20260715-101500-003-9b1c")["scores"]
+What is slow to import - torch, Prefect, scipy - is imported by the call that needs it, if any does.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from typing import Any
 
 from artifacts.record import File, Record
 from artifacts.store import Store
-from flows import compare as comparing
+from flows.cells import Comparison, Result, Runs, artifact_html
 from flows.prepare import DEFAULT_STORE, Request, prepare
 from flows.server import quiet
 from stages.contract import StageError
+
+__all__ = ["Artifact", "Comparison", "Result", "Runs", "compare", "open", "run", "runs"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Artifact:
     def roles(self) -> tuple[str, ...]:
         """The names of its outputs, such as raw, ema and curve."""
         return tuple(dict.fromkeys(file.path.split("/", 1)[0] for file in self.record.files))
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """Train's curve: a dict per line, with step, train_loss in nats per token and more. StageError without one."""
+        return self.lines("curve")
 
     def files(self, role: str) -> tuple[File, ...]:
         """The files of one output; StageError if there is no such output."""
@@ -65,7 +73,7 @@ class Artifact:
         return self.store.read_object(files[0].sha256)
 
     def lines(self, role: str, name: str = "") -> list[dict[str, Any]]:
-        """A file of JSON lines, such as train's curve."""
+        """A file of JSON lines, a dict each."""
         return [json.loads(line) for line in self.read(role, name).splitlines()]
 
     def inputs(self) -> dict[str, list[Artifact]]:
@@ -76,14 +84,26 @@ class Artifact:
             found[role] = [Artifact(record, self.store) for record in records if record is not None]
         return found
 
+    def __repr__(self) -> str:
+        return f"Artifact({self.record.label} {self.record.key[:12]}: {', '.join(self.roles)})"
 
-def open(name: str, store: str | Path = DEFAULT_STORE) -> Artifact:
+    def _repr_html_(self) -> str:
+        sizes = {role: sum(file.bytes for file in self.files(role)) for role in self.roles}
+        return artifact_html(f"{self.record.label} {self.record.key[:12]}", sizes, self.report)
+
+
+def open(name: str, store: str | Path = DEFAULT_STORE, *, credentials: str = "") -> Artifact:
     """The artifact of `recipe/scale/seed/stage[part]@version`, `stage/key` or the beginning of a key.
+
+    Args:
+        name: which; without a version the newest.
+        store: folder or URL.
+        credentials: Prefect block with the store's; empty: FAIRWAY_STORE_CREDENTIALS, else this machine's own.
 
     Raises:
         NotFound, AmbiguousKey: there is none, or more than one.
     """
-    opened = Store.open(store)
+    opened = _store(store, credentials)
     return Artifact(opened.resolve(name), opened)
 
 
@@ -94,15 +114,30 @@ def run(
     seed: int | None = None,
     overrides: Sequence[str] = (),
     store: str | Path = DEFAULT_STORE,
+    credentials: str = "",
     pool: str = "",
     until: str = "",
-) -> dict[str, Any]:
-    """Run a recipe here, its accelerated stages in `pool` if one is named; the object that `fairway run --json` prints.
+) -> Result:
+    """Run a recipe here: only what the store does not have runs.
+
+    Args:
+        recipe: a built-in recipe, or a .toml file.
+        scale: smoke, one-gpu or full.
+        seed: of the training; None takes the recipe's.
+        overrides: fields to set, such as "train.muon.lr=0.02".
+        store: folder or URL.
+        credentials: Prefect block with the store's; empty: FAIRWAY_STORE_CREDENTIALS, else this machine's own.
+        pool: Prefect work pool of the accelerated stages; empty: this machine.
+        until: the last stage to run; empty: all.
+
+    Returns:
+        The object that `fairway run --json` prints: run, scores by protocol, bytes, stages and more.
 
     Raises:
         StageError: the recipe or a field is wrong.
         StageFailed: a stage failed.
     """
+    _store(store, credentials)
     request = Request(
         recipe=recipe, scale=scale, seed=seed, overrides=tuple(overrides), store=str(store), pool=pool, until=until
     )
@@ -110,15 +145,39 @@ def run(
         quiet()
         from flows import pipeline  # imports Prefect, which a wrong recipe must not wait for
 
-        return pipeline.run(prepared)
+        return Result(pipeline.run(prepared))
 
 
-def runs(store: str | Path = DEFAULT_STORE) -> list[dict[str, Any]]:
-    """The document of every run, oldest first."""
-    return Store.open(store).list_runs()
+def runs(store: str | Path = DEFAULT_STORE, *, credentials: str = "") -> Runs:
+    """Every run, oldest first: id, recipe, scale, seed, overrides, state, times, scores, bytes and GPU hours."""
+    from flows.commands.runs import line
+
+    return Runs(map(line, _store(store, credentials).list_runs()))
 
 
-def compare(a: str, b: str, *, scale: str = "full", store: str | Path = DEFAULT_STORE) -> dict[str, Any]:
-    """What differs between two runs, sets, recipes or artifacts; the object that `fairway compare --json` prints."""
-    opened = Store.open(store)
-    return comparing.compare(opened, comparing.find_subject(opened, a, scale), comparing.find_subject(opened, b, scale))
+def compare(
+    a: str, b: str, *, scale: str = "full", store: str | Path = DEFAULT_STORE, credentials: str = ""
+) -> Comparison:
+    """What differs between two runs, sets, recipes (at `scale`) or artifacts.
+
+    Returns:
+        The object that `fairway compare --json` prints: fields, scores with their noise, bytes, stages and why.
+
+    Raises:
+        StageError: one of them is unknown, or they are not of a kind.
+    """
+    from flows import compare as comparing  # imports scipy
+
+    opened = _store(store, credentials)
+    sides = [comparing.find_subject(opened, text, scale) for text in (a, b)]
+    return Comparison(comparing.compare(opened, *sides))
+
+
+def _store(store: str | Path, credentials: str) -> Store:
+    """The store, with the credentials of a Prefect block if one is named here or in the environment."""
+    url = str(store)
+    if credentials or ("://" in url and os.environ.get("FAIRWAY_STORE_CREDENTIALS")):
+        from flows.commands.credentials import let_in  # imports Prefect
+
+        let_in(url, credentials)
+    return Store.open(url)

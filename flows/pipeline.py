@@ -194,7 +194,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
         _prepared.reset(token)
     if state.is_cancelled():
         raise Interrupted(state.message or "the run was cancelled")
-    return state.result()
+    return state.result(_sync=True)  # in a notebook an event loop runs, in which Prefect would hand out a coroutine
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from flows import launch, verdicts
 from flows.session import Event, Outcome
-from flows.tables import print_table, seconds_text
+from flows.tables import Table, seconds_text
 
 PLAIN_EVERY_S = 30.0  # in a log, one line of a long stage per this
 
@@ -90,8 +90,8 @@ def _caveats(score: Mapping[str, Any]) -> str:
     return ", ".join([*score.get("marks", []), *([f"breaks {' '.join(broken)}"] if broken else [])])
 
 
-def _columns(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the scores; columns that nothing stands in are left out."""
+def score_table(result: Mapping[str, Any]) -> Table:
+    """The scores; columns that nothing stands in are left out."""
     headings = ["score", "BPB", "nats/token", "tokens", "bytes", "took", "verdict", "marks"]
     rows = [
         [name, f"{s['bpb']:.4f}", f"{s['nats_per_token']:.4f}", f"{s['tokens']:,}", f"{s['bytes']:,}",
@@ -100,15 +100,14 @@ def _columns(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         for name, s in result["scores"].items()
     ]  # fmt: skip
     kept = [i for i in range(len(headings)) if i < 6 or any(row[i] for row in rows)]
-    return [headings[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    title = f"{result['recipe']} · {result['scale']} · seed {result['seed']}"
+    shown = [[row[i] for i in kept] for row in rows]
+    return Table(title, [headings[i] for i in kept], shown, "BPB nats/token tokens bytes took")
 
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Scores, sizes and where the report is."""
-    headings, rows = _columns(result)
-    if rows:
-        title = f"{result['recipe']} · {result['scale']} · seed {result['seed']}"
-        print_table(headings, rows, title, "BPB nats/token tokens bytes took")
+    score_table(result).print()
     if sizes := result["bytes"]:
         share = 100 * sizes["total"] / sizes["cap"]
         sys.stdout.write(

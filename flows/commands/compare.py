@@ -24,7 +24,7 @@ def compare(arguments: argparse.Namespace) -> int:
         print_json(found)
         return 0
     sys.stdout.write(f"a: {found['a']}\nb: {found['b']}\n")
-    for table in _tables(found):
+    for table in tables(found):
         table.print()
     if not found.get("fields", found.get("report")):
         sys.stdout.write("no field of the recipes differs\n" if "fields" in found else "the reports do not differ\n")
@@ -35,21 +35,20 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tables(found: Mapping[str, Any]) -> list[Table]:
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    """The difference as tables, those without rows too."""
     kind = "fields" if "fields" in found else "report"
     rows = [[each["path"], _value(each["a"]), _value(each["b"])] for each in found[kind]]
-    tables = [Table("fields that differ" if kind == "fields" else "reports", ["field", "a", "b"], rows)]
+    made = [Table("fields that differ" if kind == "fields" else "reports", ["field", "a", "b"], rows)]
     headings = ["score", "n", "a", "b", "b-a", "noise", "p-(Welch)", "p-(paired)"]
     rows = [_score(score) for score in found.get("scores", [])]
-    tables.append(
-        Table("bits per byte; p: one-sided, that b is better", headings, rows, "a b b-a p-(Welch) p-(paired)")
-    )
+    made.append(Table("bits per byte; p: one-sided, that b is better", headings, rows, "a b b-a p-(Welch) p-(paired)"))
     rows = [[each["what"], f"{each['a']:,}", f"{each['b']:,}", f"{each['difference']:+,}"] for each in found["bytes"]]
-    tables.append(Table("bytes (of several seeds the largest)", ["what", "a", "b", "b-a"], rows, "a b b-a"))
+    made.append(Table("bytes (of several seeds the largest)", ["what", "a", "b", "b-a"], rows, "a b b-a"))
     rows = [[each["step"], "; ".join(each["why"]) or "?"] for each in found["stages"] if not each["equal"]]
     equal = sum(each["equal"] for each in found["stages"])
-    tables.append(Table(f"steps that differ ({equal} are the same artifact)", ["step", "why"], rows))
-    return tables
+    made.append(Table(f"steps that differ ({equal} are the same artifact)", ["step", "why"], rows))
+    return made
 
 
 def _score(score: Mapping[str, Any]) -> list[Any]:

@@ -13,12 +13,12 @@ from flows.tables import print_json, print_table
 from stages.contract import StageError
 
 
-def let_in(arguments: argparse.Namespace) -> None:
-    """Read the block that `--credentials` names, for the store that `--store` names, into this process's memory."""
-    use_server(getattr(arguments, "folder", DEFAULT_FOLDER))
+def let_in(store: str, name: str, folder: str = DEFAULT_FOLDER) -> None:
+    """Read the block of that name, or of FAIRWAY_STORE_CREDENTIALS, into this process's memory. Errors of `use`."""
+    use_server(folder)
     from flows import blocks  # imports Prefect
 
-    blocks.use(arguments.store, arguments.credentials)
+    blocks.use(store, name)
 
 
 def credentials(arguments: argparse.Namespace) -> int:

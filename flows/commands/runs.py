@@ -32,7 +32,7 @@ def runs(arguments: argparse.Namespace) -> int:
         return _show(store.read_run(arguments.run), arguments.json)
     documents = store.list_runs()
     if arguments.json:
-        print_json({"runs": [_line(document) for document in documents]})
+        print_json({"runs": [line(document) for document in documents]})
         return 0
     rows = [
         [d["id"], d["recipe"], d["scale"], d["seed"], d["state"], _steps(d), _best(d), " ".join(d["overrides"])]
@@ -42,7 +42,8 @@ def runs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _line(document: dict[str, Any]) -> dict[str, Any]:
+def line(document: dict[str, Any]) -> dict[str, Any]:
+    """A run as programs read it in a list."""
     names = ("id", "recipe", "scale", "seed", "overrides", "state", "started", "finished", "scores", "bytes", "error")
     return {**{name: document[name] for name in names if name in document}, "gpu_hours": gpu_hours(document)}
 
