@@ -28,6 +28,7 @@ class Entry:
     path: str
     bytes: int
     modified_s: float  # seconds since 1970, by the clock of the file system
+    tag: str = ""  # which state of the file this is, where the place says so: an ETag or a generation
 
 
 class Backend(Protocol):
@@ -41,6 +42,14 @@ class Backend(Protocol):
 
     def read_many(self, paths: Sequence[str]) -> list[bytes | None]:
         """Whole small files, in order; None for those that are not there."""
+        ...
+
+    def read_listed(self, entries: Sequence[Entry]) -> list[bytes | None]:
+        """The same for documents of a listing just made, some of which may be remembered (see `remembered.py`)."""
+        ...
+
+    def remember(self, folder: Path) -> None:
+        """Keep documents that were read in this folder of the host, if that saves anything."""
         ...
 
     def write(self, path: str, data: bytes) -> None:

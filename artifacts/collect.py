@@ -79,7 +79,7 @@ def weigh(backend: Backend) -> dict[str, Any]:
     object_bytes = {_name(entry): entry.bytes for entry in tree["objects"]}
     holds: dict[str, set[str]] = defaultdict(set)  # object -> stages
     stages: dict[str, dict[str, int]] = {}
-    texts = backend.read_many([entry.path for entry in tree["records"]])
+    texts = backend.read_listed(tree["records"])
     for entry, text in zip(tree["records"], texts, strict=True):
         stage = entry.path.split("/")[1]
         stages.setdefault(stage, {"records": 0, "bytes": 0, "own_bytes": 0})["records"] += 1
@@ -106,9 +106,9 @@ class _Sweep:
             folder, _, number = entry.path.removesuffix(".json").rpartition("/")
             groups[(folder,)].append((int(number) if number.isdecimal() else 0, entry))
         sets = list(self._backend.walk("sets"))
-        declared = b"".join(filter(None, self._backend.read_many([entry.path for entry in sets])))
+        declared = b"".join(filter(None, self._backend.read_listed(sets)))
         runs = list(self._backend.walk("runs"))
-        for entry, whole in zip(runs, read_all_whole(self._backend, [entry.path for entry in runs]), strict=True):
+        for entry, whole in zip(runs, read_all_whole(self._backend, runs), strict=True):
             run = whole or {}
             if f'"{run.get("id")}"'.encode() in declared:
                 sets.append(entry)
@@ -126,18 +126,18 @@ class _Sweep:
 
     def needed(self, tree: dict[str, list[Entry]], roots: Iterable[Entry]) -> set[str]:
         """Every digest that roots, young records, held leases and attempts lead to."""
-        record_paths: dict[str, list[str]] = defaultdict(list)
+        records: dict[str, list[Entry]] = defaultdict(list)
         for entry in tree["records"]:
-            record_paths[_name(entry)].append(entry.path)
+            records[_name(entry)].append(entry)
         needed = {_name(entry) for entry in tree["records"] if entry.modified_s >= self._old}
         needed |= set(holders(self._backend))
         if self._keep_last is None:
             needed |= {_key(entry) for entry in tree["attempts"]}
-        needed |= _mentions(self._backend, [root.path for root in roots])
+        needed |= _mentions(self._backend, list(roots))
         new = needed
         while new:  # a wave at a time, since each read waits for the store
-            paths = [path for digest in new for path in record_paths.pop(digest, ())]
-            new = _mentions(self._backend, paths) - needed
+            named = [entry for digest in new for entry in records.pop(digest, ())]
+            new = _mentions(self._backend, named) - needed
             needed |= new
         return needed
 
@@ -173,9 +173,9 @@ def _tree(backend: Backend) -> dict[str, list[Entry]]:
     return tree
 
 
-def _mentions(backend: Backend, paths: Sequence[str]) -> set[str]:
+def _mentions(backend: Backend, entries: Sequence[Entry]) -> set[str]:
     """Every digest in the documents' texts; those that have gone since they were listed mention nothing."""
-    texts = backend.read_many(paths)
+    texts = backend.read_listed(entries)
     return {match.decode() for text in texts if text is not None for match in _MENTION.findall(text)}
 
 

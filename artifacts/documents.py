@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from artifacts.backend import Backend
+from artifacts.backend import Backend, Entry
 from artifacts.errors import BadName, DamagedArtifact
 
 _LOG = logging.getLogger(__name__)
@@ -40,11 +40,20 @@ def dump_document(document: dict[str, Any]) -> tuple[bytes, str]:
     return _HEAD + digest.encode() + b'",' + body[1:], digest
 
 
+def is_whole(raw: bytes) -> bool:
+    """Whether no byte of a text made by `dump_document` is another."""
+    return raw[:_HEAD_BYTES] == _HEAD + _digest(raw).encode() + b'",'
+
+
+def _digest(raw: bytes) -> str:
+    return hashlib.sha256(b"{" + raw[_HEAD_BYTES:]).hexdigest()
+
+
 def load_document(raw: bytes, path: str) -> tuple[dict[str, Any], str]:
     """(document, digest) of a text made by `dump_document`; DamagedArtifact if one byte of it is another."""
-    expected = raw[len(_HEAD) : len(_HEAD) + 64].decode("ascii", "replace")
-    found = hashlib.sha256(b"{" + raw[_HEAD_BYTES:]).hexdigest()
-    if found != expected or raw[:_HEAD_BYTES] != _HEAD + found.encode() + b'",':
+    found = _digest(raw)
+    if not is_whole(raw):
+        expected = raw[len(_HEAD) : len(_HEAD) + 64].decode("ascii", "replace")
         raise DamagedArtifact(path, f"sha256 {expected}", f"sha256 {found}")
     document = json.loads(raw)
     del document["sha256"]
@@ -64,9 +73,9 @@ def read_if_whole(backend: Backend, path: str) -> dict[str, Any] | None:
         return None
 
 
-def read_all_whole(backend: Backend, paths: Sequence[str]) -> list[dict[str, Any] | None]:
-    """The same for many files at once, in order."""
-    return [_if_whole(raw, path) for raw, path in zip(backend.read_many(paths), paths, strict=True)]
+def read_all_whole(backend: Backend, entries: Sequence[Entry]) -> list[dict[str, Any] | None]:
+    """The same for many listed files at once, in order."""
+    return [_if_whole(raw, entry.path) for raw, entry in zip(backend.read_listed(entries), entries, strict=True)]
 
 
 def _if_whole(raw: bytes | None, path: str) -> dict[str, Any] | None:
@@ -79,5 +88,5 @@ def _if_whole(raw: bytes | None, path: str) -> dict[str, Any] | None:
 
 def read_folder(backend: Backend, folder: str) -> list[dict[str, Any]]:
     """Every whole document below a folder, in order of path."""
-    paths = [entry.path for entry in backend.walk(folder) if entry.path.endswith(".json")]
-    return [document for document in read_all_whole(backend, paths) if document is not None]
+    entries = [entry for entry in backend.walk(folder) if entry.path.endswith(".json")]
+    return [document for document in read_all_whole(backend, entries) if document is not None]

@@ -48,6 +48,13 @@ class LocalBackend:
                 found.append(None)
         return found
 
+    def read_listed(self, entries: Sequence[Entry]) -> list[bytes | None]:
+        """The same for documents of a listing just made."""
+        return self.read_many([entry.path for entry in entries])
+
+    def remember(self, folder: Path) -> None:
+        """Nothing: reading is as fast as remembering."""
+
     def write(self, path: str, data: bytes) -> None:
         """Make or replace the whole file at once; on disk when this returns."""
         with explained(self.url, "write", path):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from artifacts.backend import Backend
+from artifacts.backend import Backend, Entry
 from artifacts.documents import dump_document, read_all_whole, read_document, read_if_whole
 from artifacts.errors import BadName, NotFound
 from artifacts.parallel import in_parallel
@@ -106,17 +106,21 @@ class Names:
 
     def targets(self) -> list[tuple[str, dict[str, Any]]]:
         """("recipe/scale/seed/stage[part]@n", its target) of every version of every name that is whole."""
-        names = list(self.all())
-        targets = read_all_whole(self._backend, [f"{name.folder}/{version}.json" for name, version in names])
+        listed = list(self._listed())
+        targets = read_all_whole(self._backend, [entry for _, _, entry in listed])
         return [
             (f"{name}@{version}", target)
-            for (name, version), target in zip(names, targets, strict=True)
+            for (name, version, _), target in zip(listed, targets, strict=True)
             if target is not None
         ]
 
     def all(self) -> Iterator[tuple[Name, int]]:
         """Every version of every name, in one walk."""
+        for name, version, _ in self._listed():
+            yield name, version
+
+    def _listed(self) -> Iterator[tuple[Name, int, Entry]]:
         for entry in self._backend.walk("names"):
             if (found := _PATH.fullmatch(entry.path)) is not None:
                 recipe, scale, seed, stage, part, version = found.groups()
-                yield Name(recipe, scale, int(seed), stage, part or ""), int(version)
+                yield Name(recipe, scale, int(seed), stage, part or ""), int(version), entry

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from artifacts.backend import Backend
+from artifacts.backend import Backend, Entry
 from artifacts.documents import dump_document, load_document, read_document
 from artifacts.errors import BadName, DamagedArtifact, StoreUnavailable
 from artifacts.objects import Objects
@@ -109,15 +109,19 @@ class Records:
 
     def all(self, stage: str | None = None) -> list[Record]:
         """Every whole record, in order of stage and key; damaged ones are left out, and found by `verify`."""
-        paths = [record_path(*each) for each in self.index(stage)]
+        entries = [entry for entry, _, _ in self._listed(stage)]
         found: list[Record] = []
-        for path, raw in zip(paths, self._backend.read_many(paths), strict=True):
+        for entry, raw in zip(entries, self._backend.read_listed(entries), strict=True):
             with contextlib.suppress(DamagedArtifact):
-                found += [record_from_json(*load_document(raw, path))] if raw is not None else []
+                found += [record_from_json(*load_document(raw, entry.path))] if raw is not None else []
         return found
 
     def index(self, stage: str | None = None, key_prefix: str = "") -> Iterator[tuple[str, str]]:
         """(stage, key) of every record, in one walk."""
+        for _, its_stage, key in self._listed(stage, key_prefix):
+            yield its_stage, key
+
+    def _listed(self, stage: str | None, key_prefix: str = "") -> Iterator[tuple[Entry, str, str]]:
         if stage is None:
             entries = self._backend.walk("records")
         else:
@@ -125,7 +129,7 @@ class Records:
         for entry in entries:
             found = _PATH.fullmatch(entry.path)
             if found is not None and found[2].startswith(key_prefix):
-                yield found[1], found[2]
+                yield entry, found[1], found[2]
 
     def remove(self, record: Record) -> None:
         """Remove a record, unless another result took its place in the meantime."""

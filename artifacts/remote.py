@@ -32,11 +32,13 @@ from fsspec.core import url_to_fs
 from artifacts.backend import Entry, explained
 from artifacts.errors import StoreError, StoreRefused, StoreUnavailable
 from artifacts.keyring import held
+from artifacts.remembered import Remembered
 from artifacts.safety import redact_text
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _SCHEMES = ("memory", *_EXTRAS)
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+_TAGS = ("generation", "ETag", "etag")
 _MEMORY = threading.Lock()
 _BUSY_TRIES = 20
 _S3 = ("s3", "s3a")
@@ -92,6 +94,7 @@ class FsspecBackend:
         # Otherwise the driver asks for the size before the bytes.
         self._whole = {"max_concurrency": 1} if self._s3 else {}
         self._answered = False
+        self._remembered: Remembered | None = None
 
     def read(self, path: str) -> bytes:
         """The whole file."""
@@ -112,6 +115,16 @@ class FsspecBackend:
             return [None if isinstance(each := found[self._named(path)], Exception) else each for path in at]
 
         return self._patiently("read", f"{paths[0]} and {len(paths) - 1} more", read)
+
+    def read_listed(self, entries: Sequence[Entry]) -> list[bytes | None]:
+        """The same for documents of a listing just made, of which only those that changed are asked for."""
+        if self._remembered is None:
+            return self.read_many([entry.path for entry in entries])
+        return self._remembered.read(entries)
+
+    def remember(self, folder: Path) -> None:
+        """Keep documents in this folder of the host."""
+        self._remembered = None if self._in_memory else Remembered(self, folder)
 
     def write(self, path: str, data: bytes) -> None:
         """Make or replace the whole file at once."""
@@ -159,7 +172,7 @@ class FsspecBackend:
         for full, info in sorted(found.items()):
             path = full[skip:]
             if path.startswith(f"{folder}/{prefix}" if folder else prefix):
-                yield Entry(path, info["size"], _modified_s(info))
+                yield Entry(path, info["size"], _modified_s(info), _tag(info))
 
     def delete(self, path: str) -> bool:
         """Remove the file; False if there is none."""
@@ -312,6 +325,11 @@ def _s3_code(error: OSError) -> str:
     """The server's own error code: not every S3 server says which condition failed, as s3fs expects."""
     response: Any = getattr(error.__cause__, "response", None)
     return str(response["Error"].get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _tag(info: dict[str, Any]) -> str:
+    """What changes with every new state of a file, whatever the driver calls it; "" if nothing does."""
+    return str(next((info[name] for name in _TAGS if info.get(name)), "")).strip('"')
 
 
 def _modified_s(info: dict[str, Any]) -> float:

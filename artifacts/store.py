@@ -66,7 +66,9 @@ class Store:
         `<store>/cache/<host>` or `~/.cache/fairway/<digest of the url>`.
         """
         backend = open_backend(url)
-        return cls(backend, cache or _default_cache(backend))
+        cache = cache or _default_cache(backend)
+        backend.remember(cache)
+        return cls(backend, cache)
 
     @property
     def url(self) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from artifacts import attempts as attempts_module
 from artifacts import objects as objects_module
+from artifacts.backend import Entry
 from artifacts.documents import dump_document
 from artifacts.errors import BadArchive, BadName, DamagedArtifact, NotFound
 from artifacts.objects import object_path
@@ -509,7 +510,8 @@ def test_gc_leaves_what_was_written_again_since_it_looked(local_place, publish, 
 def test_gc_ignores_what_goes_while_it_looks(local_place, publish, monkeypatch):
     from artifacts.collect import _mentions
 
-    assert _mentions(local_place.open()._backend, ["runs/ghost.json"]) == set()
+    ghost = Entry("runs/ghost.json", 1, 0.0)
+    assert _mentions(local_place.open()._backend, [ghost]) == set()
 
 
 def test_gc_sweeps_what_crashes_left_and_stamps_of_what_is_gone(local_place, publish, tmp_path):
