@@ -55,8 +55,8 @@ def supervised(
     """
     # One line per step is ours; Prefect would add another, and send it to the server.
     logging.getLogger("prefect.task_runs").setLevel(logging.WARNING)
-    if (flow_run.run_count or 1) > REVIVALS + 1:
-        return Failed(message=f"this run has crashed {REVIVALS} times and is not revived again; look at its logs")
+    if (flow_run.run_count or 1) > REVIVALS + 1 and (crashed := crashes()) > REVIVALS:
+        return Failed(message=f"this run has crashed {crashed} times and is not revived again; look at its logs")
     os.chdir(home())
     vigil = Vigil(own_id())
     under_way: list[Session] = []
@@ -118,6 +118,18 @@ def request(recipe: str, scale: str, overrides: list[str] | None, store: str, po
 def own_id() -> UUID | None:
     """This flow run's."""
     return UUID(flow_run.id) if flow_run.id else None
+
+
+def crashes() -> int:
+    """How often this run has crashed since it last ended otherwise: after that, only a person starts it again."""
+    own = own_id()
+    if own is None:
+        return 0
+    count = 0
+    with get_client(sync_client=True) as client:
+        for state in sorted(client.read_flow_run_states(own), key=lambda each: each.timestamp):
+            count = count + 1 if state.is_crashed() else 0 if state.is_final() else count
+    return count
 
 
 def scheduled_for() -> str:

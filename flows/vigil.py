@@ -34,9 +34,9 @@ WORDS = {
 }
 
 
-def _carry_on(console: Console) -> None:
+def _carry_on(self: Console) -> None:
     """A log line for a worker that is gone: rich would end this process, which has a checkpoint to write."""
-    console.quiet = True
+    self.quiet = True
     nobody = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nobody, stream.fileno())
