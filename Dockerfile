@@ -8,21 +8,23 @@
 # image's history. Without it torch comes from plain PyPI, which has the CUDA build: the cpu image then works too, and is
 # as large as the other. EXTRAS names drivers: s3 gcs azure hf.
 FROM python:3.11-slim-bookworm AS packages
-# git: the commit goes into every record. Compilers: torch.compile asks for one of C and one of C++.
+# git: the commit goes into every record. Compilers: torch.compile asks for one of C and one of C++. The folders are there
+# for volumes, which belong to whom an image's folder belongs: the store, its cache, and claims on GPUs.
 RUN apt-get update && apt-get install -y --no-install-recommends git gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/* \
- && useradd --create-home --uid 1000 fairway && mkdir /store /app /home/fairway/.cache \
- && chown fairway: /store /app /home/fairway/.cache
-USER fairway
+ && useradd --create-home --uid 1000 fairway \
+ && install --directory --owner fairway --group fairway /store /app /home/fairway/.cache /tmp/fairway-gpus-1000
+# By number, by which Kubernetes can tell that it is not root.
+USER 1000
 WORKDIR /app
 ARG TORCH_INDEX=""
 ARG EXTRAS="s3"
 ENV EXTRAS=$EXTRAS PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 PATH=/app/.venv/bin:$PATH
-COPY --chown=fairway requirements.lock pyproject.toml ./
-COPY --chown=fairway .ci/install .ci/install
+COPY --chown=1000:1000 requirements.lock pyproject.toml ./
+COPY --chown=1000:1000 .ci/install .ci/install
 RUN .ci/install .venv
 
 FROM packages AS app
-COPY --chown=fairway . .
+COPY --chown=1000:1000 . .
 RUN .ci/install .venv
 # The store is `.fairway` in the folder that a command starts in.
 VOLUME /store

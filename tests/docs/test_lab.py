@@ -23,7 +23,7 @@ import jsonschema
 import prefect
 import pytest
 import yaml
-from kubernetes import client as kubernetes_client
+from kubernetesmodels import unknown_fields
 from prefect.utilities.templating import apply_values, find_placeholders
 
 from flows.cli import parser
@@ -127,24 +127,6 @@ def test_the_kubernetes_job_has_no_field_that_kubernetes_does_not_know():
     container = manifest["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     assert list(unknown_fields({"spec": {"replicas": 1}}, "V1Job", "job")) == ["job.spec.replicas"]
-
-
-def unknown_fields(value: Any, kind: str, at: str) -> Iterator[str]:
-    """Paths of fields that the Kubernetes API's own model of `kind` does not have."""
-    inner = re.fullmatch(r"(list|dict)(?:\[|\(str, ?)(.+?)[\])]", kind)
-    if inner and inner[1] == "list":
-        for index, each in enumerate(value):
-            yield from unknown_fields(each, inner[2], f"{at}[{index}]")
-        return
-    model = getattr(kubernetes_client, kind, None)
-    if model is None:  # a plain type, or a map of them
-        return
-    kinds = {name: model.openapi_types[attribute] for attribute, name in model.attribute_map.items()}
-    for name, each in value.items():
-        if name not in kinds:
-            yield f"{at}.{name}"
-        else:
-            yield from unknown_fields(each, kinds[name], f"{at}.{name}")
 
 
 def free_port() -> int:
