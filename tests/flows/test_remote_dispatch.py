@@ -158,3 +158,24 @@ def test_a_stage_that_was_cancelled_with_another_run_is_sent_again_and_one_cance
     server = Server([Running(), Cancelled(message="")])
     with pytest.raises(Interrupted, match="by hand"):
         dispatch(server)
+
+
+@pytest.mark.parametrize(("state", "limit"), [(Running, "SILENCE_S"), (Pending, "START_LIMIT_S")])
+def test_a_silent_stage_is_declared_dead_and_sent_again(dispatch, monkeypatch: pytest.MonkeyPatch, state, limit: str):
+    monkeypatch.setattr(remote_dispatch, "LOOK_FOR_LIFE_EVERY_S", 0.0)
+    monkeypatch.setattr(remote_dispatch, limit, 0.05)
+    server = Server([state()], [Running(), Completed()])
+    record, _, _ = dispatch(server, found=RECORD)
+    assert record is RECORD
+    (declared,) = server.asked
+    assert declared.is_crashed()
+    assert "no sign of life" in declared.message
+
+
+def test_a_stage_that_no_worker_has_taken_yet_may_wait_for_ever(dispatch, monkeypatch: pytest.MonkeyPatch):
+    for name in ("LOOK_FOR_LIFE_EVERY_S", "SILENCE_S", "START_LIMIT_S"):
+        monkeypatch.setattr(remote_dispatch, name, 0.0)
+    server = Server([*[Scheduled()] * 50, Completed()])
+    record, _, _ = dispatch(server, found=RECORD)
+    assert record is RECORD
+    assert server.asked == []
