@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -60,6 +61,8 @@ class OwnServer:
         own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         self._environment = {**os.environ, **own, **settings, PARENT: str(os.getpid())}
         self._process: subprocess.Popen[bytes] | None = None
+        # A file and no pipe: nobody reads while a run of hours lasts, and a full pipe would stop its writer.
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
 
     def start(self) -> None:
         """Start the process. It ends with ours, after Prefect's threads have sent their last logs and events."""
@@ -68,7 +71,7 @@ class OwnServer:
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=self._complaints,
             start_new_session=True,
         )
         # Prefect drains its queues when threads shut down, which is before `atexit`: stopped any earlier, the server
@@ -81,10 +84,10 @@ class OwnServer:
             return
         self._process.terminate()
         try:
-            self._process.communicate(timeout=STOP_LIMIT_S)
+            self._process.wait(timeout=STOP_LIMIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
         self._process = None
 
     def wait_until_ready(self, limit_s: float = START_LIMIT_S) -> None:
@@ -104,7 +107,7 @@ class OwnServer:
         raise ServerFailed(f"Prefect's own server did not answer within {limit_s:.0f} s; see `fairway doctor`")
 
     def _words(self) -> str:
-        if self._process is None or self._process.stderr is None:
-            return "it left no message"
-        lines = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+        written = os.fstat(self._complaints.fileno()).st_size
+        # Not `seek`: the server writes where this file's position is.
+        lines = os.pread(self._complaints.fileno(), written, 0).decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else "it left no message"
