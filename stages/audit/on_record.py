@@ -20,7 +20,8 @@ from stages.audit.denominators import check_score
 from stages.audit.disjoint import check_overlap
 from stages.audit.finding import Finding
 from stages.audit.identity import check_identity, check_lineage, check_score_files
-from stages.audit.paid_prefix import archive_layers, check_layers, code_layers, val_needles
+from stages.audit.layers import archive_layers, code_layers
+from stages.audit.paid_prefix import check_layers, val_needles
 from stages.audit.sizes import check_sizes
 
 Challenge = Mapping[str, Any]

@@ -11,40 +11,22 @@ archive is shown by lineage; this is the second lock.
 
 from __future__ import annotations
 
-import ast
-import base64
-import binascii
-import bz2
-import gzip
-import io
-import lzma
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
-import zstandard
-from torch import Tensor
 
-from model.archive import CHECKSUM, DAMAGE, MAGIC, PREFIX, list_sections, read_quantized
-from model.quantized import Coded
 from stages.audit.finding import Finding
+from stages.audit.layers import Layer
 from stages.shingles import Shingles, chosen
 
 RUN_BYTES = 32
 MAX_RUNS = 1 << 20  # of each form that are looked for
 LEAST_DIFFERENT = 8  # bytes in a run, or it is filling
 LEAST_BYTES = 256  # found in one layer, before it is more than an accident
-MAX_DEPTH = 4
-MAX_LAYER_BYTES = 1 << 30  # what a layer may grow to: a bomb is told, not opened
 _BLOCK = 1 << 20
 _NOTHING = np.empty(0, dtype=np.uint64)
-
-Layer = tuple[str, bytes]
-Peeler = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True)
@@ -156,111 +138,3 @@ def check_layers(needles: list[Needles], layers: Iterable[Layer]) -> Finding:
         return Finding(rule="E4", detector="T13", verdict="fail", says=says, evidence=evidence)
     says = f"no run of validation text or tokens in {len(looked)} layers, {sum(looked.values()):,} bytes"
     return Finding(rule="E4", detector="T13", verdict="pass", says=says, evidence=evidence)
-
-
-def archive_layers(path: Path) -> Iterator[Layer]:
-    """The layers of an archive of ours, or of any file that common compressors made."""
-    content = path.read_bytes()
-    yield path.name, content
-    if content[:4] != MAGIC:
-        yield from peeled(path.name, content)
-        return
-    _, _, header_bytes = PREFIX.unpack_from(content)
-    begin = PREFIX.size + header_bytes
-    yield f"{path.name}: header", zlib.decompress(content[PREFIX.size : begin])
-    for section in list_sections(path):
-        body = content[begin : begin + section.bytes]
-        begin += section.bytes
-        name = f"{path.name}: {section.label}"
-        for number, step in enumerate(reversed(section.chain.bytes)):
-            body = step.decode(body)
-            yield f"{name}, decoded {number + 1}", body
-        yield from peeled(name, body)
-    if begin != len(content) - CHECKSUM.size:
-        yield f"{path.name}: rest", content[begin:]
-    tensors, _, _ = read_quantized(path)
-    yield from tensor_layers(tensors)
-
-
-def tensor_layers(tensors: Mapping[str, Coded | Tensor]) -> Iterator[Layer]:
-    """Every tensor as it lies in memory, and as tokens where its values are whole numbers."""
-    for name, tensor in tensors.items():
-        parts = {"codes": tensor.codes, "scales": tensor.scales} if isinstance(tensor, Coded) else {"": tensor}
-        for part, values in parts.items():
-            label = f"tensor {name} {part}".rstrip()
-            array = values.detach().cpu().contiguous().numpy()
-            yield label, array.tobytes()
-            if array.dtype.kind == "f" and array.size and _whole(array):
-                yield f"{label} as ids", array.astype("<u2").tobytes()
-
-
-def _whole(array: np.ndarray) -> bool:
-    array = array.astype(np.float32)  # fp16 ends below 2^16
-    return bool(np.isfinite(array).all() and array.min() >= 0 and array.max() < 1 << 16 and (array % 1 == 0).all())
-
-
-def code_layers(path: Path) -> Iterator[Layer]:
-    """The code, and what its long literals hold, decoded from base 64 or 85 and decompressed."""
-    content = path.read_bytes()
-    yield path.name, content
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError):
-        return  # no Python: its bytes were looked at
-    literals = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str | bytes)]
-    for number, literal in enumerate(each for each in literals if len(each) >= LEAST_BYTES):
-        data = literal.encode("utf-8", errors="surrogatepass") if isinstance(literal, str) else literal
-        name = f"{path.name}: literal {number + 1}"
-        yield name, data
-        for kind, decode in (("base85", base64.b85decode), ("base64", base64.b64decode), ("hex", binascii.unhexlify)):
-            try:
-                decoded = decode(data)
-            except (ValueError, binascii.Error):
-                continue
-            yield f"{name}, {kind}", decoded
-            yield from peeled(f"{name}, {kind}", decoded)
-
-
-def peeled(name: str, data: bytes, depth: int = 0) -> Iterator[Layer]:
-    """What compressors and containers hold, one inside another."""
-    if depth == MAX_DEPTH:
-        return
-    for kind, peel in PEELERS.items():
-        try:
-            inner = peel(data)
-        except (*DAMAGE, OSError, zipfile.BadZipFile, NotImplementedError, MemoryError):
-            continue
-        if inner:
-            yield f"{name} > {kind}", inner
-            yield from peeled(f"{name} > {kind}", inner, depth + 1)
-
-
-def _zstd(data: bytes) -> bytes:
-    if data[:4] != b"\x28\xb5\x2f\xfd":
-        return b""
-    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)) as stream:
-        return stream.read(MAX_LAYER_BYTES)
-
-
-def _raw_lzma(data: bytes) -> bytes:
-    """As our bundle packs it; other data ends in an error at once, mostly."""
-    filters = [{"id": lzma.FILTER_LZMA1, "preset": 9, "pb": 0}]
-    return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters).decompress(data, MAX_LAYER_BYTES)
-
-
-def _zip(data: bytes) -> bytes:
-    if data[:2] != b"PK":
-        return b""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:  # torch.save writes one
-        return b"".join(archive.read(name) for name in archive.namelist())
-
-
-PEELERS: Mapping[str, Peeler] = {
-    "zlib": lambda data: zlib.decompressobj().decompress(data, MAX_LAYER_BYTES),
-    "gzip": lambda data: gzip.decompress(data) if data[:2] == b"\x1f\x8b" else b"",
-    "bz2": lambda data: bz2.decompress(data) if data[:3] == b"BZh" else b"",
-    "xz": lambda data: lzma.LZMADecompressor().decompress(data, MAX_LAYER_BYTES),
-    "lzma": _raw_lzma,
-    "zstd": _zstd,
-    "zip": _zip,
-}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import gzip
 import io
 import json
 import lzma
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,10 @@ import zstandard
 from model.archive import write_archive
 from model.config import GPTConfig
 from model.quantized import Coded
-from stages.audit.paid_prefix import archive_layers, check_layers, code_layers, val_needles
+from stages.audit import layers
+from stages.audit.layers import archive_layers, code_layers, peeled
+from stages.audit.paid_prefix import check_layers, val_needles
+from stages.bundle.pack import pack
 
 VOCAB = 300
 NETWORK = GPTConfig(vocab=VOCAB, layers=1, dim=32, heads=2, kv_heads=1, mlp_hidden=64)
@@ -106,10 +111,10 @@ def test_val_in_the_constants_is_found(find, tokenizer, val, tmp_path):
     assert find(archive_layers(archive(tmp_path / "archive.fwy", {"note": text}))).verdict == "fail"
 
 
-@pytest.mark.parametrize("pack", [zlib.compress, gzip.compress, lzma.compress, zstandard.compress])
-def test_val_under_compressors_of_a_foreign_archive_is_found(find, tokenizer, val, tmp_path, pack):
+@pytest.mark.parametrize("compress", [zlib.compress, gzip.compress, bz2.compress, lzma.compress, zstandard.compress])
+def test_val_under_compressors_of_a_foreign_archive_is_found(find, tokenizer, val, tmp_path, compress):
     path = tmp_path / "model.bin"
-    path.write_bytes(pack(pack(b"weights" * 40 + prefix(tokenizer, val)["tokens"])))
+    path.write_bytes(compress(compress(b"weights" * 40 + prefix(tokenizer, val)["tokens"])))
     finding = find(archive_layers(path))
     assert finding.verdict == "fail"
     assert finding.evidence["found"][0]["layer"].count(">") == 2
@@ -124,10 +129,57 @@ def test_val_in_a_literal_of_the_code_is_found(find, tokenizer, val, tmp_path):
     assert find(code_layers(code)).verdict == "pass"
 
 
+def test_val_in_a_program_that_our_bundle_has_packed_is_found(find, tokenizer, val, tmp_path):
+    """Packed code is one long number in 92 digits: what it holds is looked at as the source that it is."""
+    code, hidden = tmp_path / "train_gpt.py", prefix(tokenizer, val)
+    lines = "\n".join(f"def f{i}():\n return {line!r}" for i, line in enumerate(words(7, 40)))
+    for data in (repr(hidden["text"].decode()), repr(base64.b85encode(hidden["tokens"]).decode())):
+        code.write_text(pack(f"{lines}\nX = {data}\n"), encoding="utf-8")
+        finding = find(code_layers(code))
+        assert finding.verdict == "fail"
+        assert "base92" in finding.evidence["found"][0]["layer"]
+    code.write_text(pack(lines), encoding="utf-8")
+    assert find(code_layers(code)).verdict == "pass"
+
+
+def zipped(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", data)
+    return out.getvalue()
+
+
+COMPRESSORS = [zlib.compress, gzip.compress, bz2.compress, lzma.compress, zstandard.compress, zipped]
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS)
+def test_a_bomb_is_opened_no_further_than_the_limit(monkeypatch, compress):
+    monkeypatch.setattr(layers, "MAX_LAYER_BYTES", 100_000)
+    opened = [data for _, data in peeled("bomb", compress(b"\0" * 1_000_000))]
+    assert opened
+    assert max(map(len, opened)) == 100_000
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS[:4])
+def test_what_lies_behind_a_stream_hides_nothing(find, tokenizer, val, compress):
+    """Bytes that no decompressor reads, and a second stream behind the first."""
+    hidden = compress(prefix(tokenizer, val)["text"])
+    for data in (hidden + b"garbage", compress(b"weights" * 40) + hidden):
+        assert find(peeled("model.bin", data)).verdict == "fail"
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS)
+def test_a_damaged_stream_is_no_error(compress):
+    packed = bytearray(compress(b"some weights " * 500))
+    packed[len(packed) // 2] ^= 0xFF
+    list(peeled("model.bin", bytes(packed)))
+    list(peeled("model.bin", bytes(packed[: len(packed) // 2])))
+
+
 def test_filling_that_val_has_too_is_no_text(tokenizer):
     filling = np.array([i for _ in range(50) for i in [1, *tokenizer.encode("-" * 200 + "=" * 200)]], dtype=np.uint16)
-    layers = [("zeros", b"-" * 5000), ("rule", b"=" * 5000)]
-    assert check_layers(val_needles(tokenizer, filling), layers).verdict == "pass"
+    filled = [("zeros", b"-" * 5000), ("rule", b"=" * 5000)]
+    assert check_layers(val_needles(tokenizer, filling), filled).verdict == "pass"
 
 
 def test_evidence_is_json(find, tmp_path):
