@@ -9,7 +9,8 @@ from typing import Any
 from flows.challenge.backing import backing_runs, claimed_score
 from flows.challenge.findings import Finding, Level, gathered
 from flows.challenge.folder import Evidence, Folder
-from flows.challenge.log import Score, decimals, implied_bytes
+from flows.challenge.log import Score, decimals
+from stages.audit.denominators import divided_by
 
 Rules = Mapping[str, Any]
 _NEAR = 2e-5  # relative: a tail that is cut or counted another way moves the bytes by less
@@ -93,7 +94,7 @@ def fingerprints(folder: Folder, rules: Rules) -> list[dict[str, Any]]:
         tokens = told[0] if told else each.run.val_tokens
         if tokens is None or score is None or score.decimals < 3:
             continue
-        implied = implied_bytes(float(score.val_loss), float(score.val_bpb), tokens)
+        implied = divided_by(float(score.val_loss), float(score.val_bpb), tokens)
         level, kind, what = judge(implied, tokens, _tolerance(score, implied), rules["fingerprint"])
         rows.append(
             {

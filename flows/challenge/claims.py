@@ -16,7 +16,6 @@ _BYTES = ("artifact_bytes", "bytes_total", "total_bytes", "artifact_size_bytes")
 _TOTAL = ("bytes_total", "artifact_bytes_max", "artifact_bytes", "artifact_size_bytes")
 _DIGITS = 30  # before and after the point, more than anything that is measured has
 _STD = re.compile(r"(?:^|_)std(?:_|$)")
-_MEANS = ("val_bpb_mean", "mean_val_bpb", "mean_bpb", "mean_ttt_bpb")
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,6 @@ class Claims:
     def val_bpb(self) -> Decimal | None:
         """The headline."""
         return self.number("val_bpb")
-
-    @property
-    def mean_bpb(self) -> Decimal | None:
-        """A mean that is declared beside the headline."""
-        return self.number(*_MEANS)
 
     @property
     def total_bytes(self) -> int | None:

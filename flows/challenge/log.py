@@ -7,7 +7,6 @@ is skipped. A log may hold several runs one after another, and the whole source 
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -127,11 +126,6 @@ def decimals(value: Decimal) -> int:
     """Digits after the point, as written: 0.00090 has five."""
     exponent = value.as_tuple().exponent
     return max(-exponent, 0) if isinstance(exponent, int) else 0
-
-
-def implied_bytes(val_loss: float, val_bpb: float, tokens: int) -> float:
-    """The bytes that a score was divided by (detector T11)."""
-    return val_loss / math.log(2) * tokens / val_bpb
 
 
 def _scripts(lines: Sequence[str]) -> list[tuple[int, int]]:

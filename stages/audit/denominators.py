@@ -9,7 +9,6 @@ counted twice, a tail that was scored again, and a part of the set taken for all
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,43 +37,16 @@ class Implied:
     tolerance: float
 
 
+def divided_by(nats_per_token: float, bpb: float, targets: int) -> float:
+    """The bytes that a score of so many targets was divided by."""
+    return nats_per_token / math.log(2) * targets / bpb
+
+
 def implied_bytes(claim: Claim, targets: int) -> Implied:
     """The denominator of a claim over `targets` targets."""
-    found = claim.nats_per_token / math.log(2) * targets / claim.bpb
+    found = divided_by(claim.nats_per_token, claim.bpb, targets)
     rounding = 0.5 * 10.0**-claim.nats_decimals / claim.nats_per_token + 0.5 * 10.0**-claim.bpb_decimals / claim.bpb
     return Implied(found, found * rounding + 0.5)
-
-
-_PAIR = re.compile(r"(?:val_loss|\bvl)\s*[:=]\s*(\d+\.(\d+))\s+(?:val_)?bpb\s*[:=]\s*(\d+\.(\d+))")
-_TOKENS = re.compile(r"(?:val_loader\S*\s.*?tokens|val_tokens|target_tokens)\s*[:=]\s*([\d_,]+)")
-
-
-def claims_in_log(text: str) -> list[Claim]:
-    """Every pair of loss and bits per byte in a log, in the challenge's words or in #1033's abbreviations."""
-    claims: list[Claim] = []
-    for line in text.splitlines():
-        if match := _PAIR.search(line):
-            nats, nats_decimals, bpb, bpb_decimals = match.groups()
-            if float(nats) > 0 and float(bpb) > 0:
-                name = re.split(r"[\s:]", line.strip())[0]
-                claims.append(Claim(name, float(nats), float(bpb), len(nats_decimals), len(bpb_decimals)))
-    return claims
-
-
-def targets_in_log(text: str) -> int | None:
-    """The number of validation targets that a log tells, the last one it tells; None where it does not."""
-    found = _TOKENS.findall(text)
-    return int(found[-1].replace("_", "").replace(",", "")) if found else None
-
-
-def check_log(text: str, known: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """The exact scores of a log (six decimals or more) against the known denominators of its number of targets."""
-    targets = targets_in_log(text)
-    exact = [claim for claim in claims_in_log(text) if min(claim.nats_decimals, claim.bpb_decimals) >= 6]
-    if targets is None or not exact:
-        says = "the log names no number of targets" if targets is None else "the log has no score of six decimals"
-        return [_finding("unknown", "E2", says, {"targets": targets, "claims": len(exact)})]
-    return [finding for claim in exact for finding in check_claim_fully(claim, targets, known)]
 
 
 def check_claim(claim: Claim, targets: int, known: Sequence[Mapping[str, Any]]) -> Finding:

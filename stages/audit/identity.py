@@ -32,7 +32,11 @@ def check_identity(account: Account, given: Mapping[str, Path]) -> Finding:
         account: of all steps.
         given: role -> folder that the audit itself was given, of `archive`, `bundle`, `sizes`, `tokenizer`.
     """
-    wrong = [f"{step.label}: its key is not that of its components" for step in account.steps.values() if _key(step)]
+    wrong = [
+        f"{step.label}: its key is not that of its components"
+        for step in account.steps.values()
+        if key_of(step) != step.key
+    ]
     wrong += [f"{step.label}: no source is named" for step in account.steps.values() if len(step.source) != 64]
     for step in account.steps.values():
         for role, (digest, origins) in step.inputs.items():
@@ -55,9 +59,10 @@ def check_identity(account: Account, given: Mapping[str, Path]) -> Finding:
     return Finding(rule="R1", detector="T16", verdict="pass", says=says, evidence=evidence)
 
 
-def _key(step: StepFacts) -> bool:
+def key_of(step: StepFacts) -> str:
+    """The key that a step's components make; records hold them in the very form that is hashed."""
     text = json.dumps(step.components, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest() != step.key
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _one_system(account: Account) -> list[str]:
@@ -99,21 +104,3 @@ def _lineage(rule: str, readers: list[str], steps: list[StepFacts], clean: str) 
     evidence = {"steps": [step.label for step in steps], "read_val": readers}
     says = f"{', '.join(readers)} read the validation set before the archive was made" if readers else clean
     return Finding(rule=rule, detector="lineage", verdict="fail" if readers else "pass", says=says, evidence=evidence)
-
-
-def check_log_names_code(log: str, code: bytes) -> Finding:
-    """R1 of a foreign log: it prints the digest of the shipped file, or begins with its whole source."""
-    digest = hashlib.sha256(code).hexdigest()
-    source = code.decode("utf-8", errors="replace").strip()
-    evidence: dict[str, Any] = {"sha256": digest, "code_bytes": len(code)}
-    if digest in log:
-        return Finding(
-            rule="R1", detector="T16", verdict="pass", says="the log prints the digest of the code", evidence=evidence
-        )
-    if source and source in log:
-        return Finding(
-            rule="R1", detector="T16", verdict="pass", says="the log holds the whole source", evidence=evidence
-        )
-    embeds = sum(line.startswith(("import ", "from ", "def ", "class ")) for line in log.splitlines()) > 10
-    says = "the log's source is not the shipped file" if embeds else "the log does not say which code it is of"
-    return Finding(rule="R1", detector="T16", verdict="fail" if embeds else "unknown", says=says, evidence=evidence)

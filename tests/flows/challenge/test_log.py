@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordsfolder import LOSSES, TARGETS, TEXT_BYTES, bpb, log
 
-from flows.challenge.log import implied_bytes, read_log
+from flows.challenge.log import read_log
+from stages.audit.denominators import divided_by
 
 LATER = """\
 Hyperparameters:
@@ -119,7 +120,7 @@ def test_the_source_in_a_log_is_no_part_of_its_facts() -> None:
 
 def test_the_denominator_comes_back_from_eight_decimals_to_about_a_byte() -> None:
     for loss in LOSSES.values():
-        assert implied_bytes(loss, bpb(loss), TARGETS) == pytest.approx(TEXT_BYTES, abs=2)
+        assert divided_by(loss, bpb(loss), TARGETS) == pytest.approx(TEXT_BYTES, abs=2)
 
 
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=300))
