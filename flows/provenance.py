@@ -20,7 +20,7 @@ def capture(project: Path, argv: list[str] | None = None) -> dict[str, Any]:
     return {
         "argv": redact_argv(sys.argv if argv is None else argv),
         "host": socket.gethostname(),
-        "user": _user(),
+        "user": user(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_model(),
         "python": platform.python_version(),
@@ -55,7 +55,8 @@ def git_state(project: Path) -> dict[str, Any]:
         return {}
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this process: a name, or the number of a user whom a container has given none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user id without a name

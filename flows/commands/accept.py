@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import sys
 
 from artifacts.store import Store
@@ -12,6 +11,7 @@ from flows.accept import SCALE
 from flows.accept import accept as prove
 from flows.commands.planning import maker
 from flows.prepare import Request, prepare
+from flows.provenance import user
 from flows.tables import print_json
 
 
@@ -24,7 +24,7 @@ def accept(arguments: argparse.Namespace) -> int:
     request = Request(recipe=recipe, scale=SCALE, store=arguments.store, argv=tuple(sys.argv))
     viewer = show.PlainRun(sys.stderr)
     with prepare(request, viewer) as prepared, viewer:
-        acceptance = prove(prepared, old, arguments.reason, new, getpass.getuser())
+        acceptance = prove(prepared, old, arguments.reason, new, user())
         prepared.session.run.finish("completed")
     compared = acceptance.evidence["compared"]
     if arguments.json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,6 +12,8 @@ from typing import Any
 from artifacts.record import Record
 from artifacts.store import Store
 from artifacts.transfer import Transferred
+from flows.provenance import user
+from flows.rundoc import label_of
 from flows.tables import bytes_text, print_json, print_table, seconds_text
 from stages.contract import StageError
 
@@ -80,7 +81,7 @@ def _show(store: Store, arguments: argparse.Namespace) -> int:
     print_table(
         ["file", "bytes", "sha256"], [[f.path, f"{f.bytes:,}", f.sha256[:16]] for f in record.files], right="bytes"
     )
-    made_from = [[role, f"{p['stage']}[{p['part']}]" if p.get("part") else p["stage"], p["key"][:12]]
+    made_from = [[role, label_of(p), p["key"][:12]]
                  for role, given in record.inputs.items() for p in given["from"]]  # fmt: skip
     if made_from:
         print_table(["made from", "artifact", "key"], made_from)
@@ -129,7 +130,7 @@ def _get(store: Store, arguments: argparse.Namespace) -> int:
 
 
 def _reject(store: Store, arguments: argparse.Namespace) -> int:
-    rejected = store.reject(arguments.artifact, arguments.reason, getpass.getuser())
+    rejected = store.reject(arguments.artifact, arguments.reason, user())
     if arguments.json:
         print_json({"rejected": [{"artifact": r.label, "key": r.key} for r in rejected]})
     else:
@@ -196,7 +197,7 @@ def _transferred(done: Transferred, arguments: argparse.Namespace) -> int:
 
 
 def _pin(store: Store, arguments: argparse.Namespace) -> int:
-    record = store.pin(arguments.artifact, who=getpass.getuser())
+    record = store.pin(arguments.artifact, who=user())
     return _said(record, "pinned", arguments)
 
 
