@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from artifacts.store import Store
-from flows.sets import configuration_of, label_of
+from flows.rundoc import label_of
+from flows.sets import configuration_of
 from flows.statistics import estimate
 from flows.validation import validation
 

@@ -14,8 +14,9 @@ from configs.complaints import nearest
 from configs.load import load_recipe, names
 from configs.recipe import Recipe
 from flows.leaves import leaves
+from flows.rundoc import label_of
 from flows.seeds import find_set, pair, scored_protocols
-from flows.sets import SeedSet, configuration_of, label_of
+from flows.sets import SeedSet, configuration_of
 from flows.statistics import estimate, welch
 from flows.validation import validation
 from flows.why import explain, published_source

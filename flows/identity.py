@@ -9,7 +9,6 @@ the record, so that a key that changed can be explained (`why.py`).
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from importlib import metadata  # noqa: TID251 - reads versions, imports nothing
 from pathlib import Path
 from typing import Any, Protocol
 
+from artifacts.digest import canonical_json as canonical_text
 from artifacts.record import Record
 from configs.introduced import device_slice, stage_slice
 from flows.closure import ROOT, Closure, SourceTree
@@ -31,28 +31,27 @@ Code = Mapping[str, str]  # module -> digest of its normal form
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: keys sorted, no blanks, ASCII, numbers that compare equal written equally.
+    """One text for one value, as the store has it (`artifacts/digest.py`), which checks keys against their components.
 
     So 1 and 1.0 are one number, as are 1e-4 and 0.0001, and -0.0 is 0; true and 1 stay apart.
 
     Raises:
         TypeError: for anything but JSON's types with text keys; NaN and infinities are none of them.
     """
-    return json.dumps(_canonical(value, "$"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return canonical_text(_plain(value, "$"))
 
 
-def _canonical(value: Any, path: str) -> Any:
-    if value is None or isinstance(value, bool | str | int):
+def _plain(value: Any, path: str) -> Any:
+    """The same in JSON's own types; the error names the place."""
+    if value is None or isinstance(value, bool | str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    if isinstance(value, float) and math.isfinite(value):
-        return int(value) if value.is_integer() else value
     if isinstance(value, list | tuple):
-        return [_canonical(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str):
                 raise TypeError(f"keys of an identity are text; {path} has {name!r} of type {type(name).__name__}")
-        return {name: _canonical(item, f"{path}.{name}") for name, item in value.items()}
+        return {name: _plain(item, f"{path}.{name}") for name, item in value.items()}
     raise TypeError(
         f"an identity holds JSON values (null, true, numbers, text, lists, objects), because only they have one "
         f"canonical text; {path} is {value!r} of type {type(value).__name__}; convert it first"

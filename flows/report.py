@@ -20,6 +20,7 @@ from artifacts.record import Record
 from artifacts.store import Store
 from flows import verdicts
 from flows.leaves import leaves
+from flows.rundoc import label_of
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SHADE_CEILING_BITS = 12.0  # a token this expensive or more gets the full shade
@@ -272,9 +273,8 @@ def _buckets(points: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
 
 
 def _stage_row(step: Mapping[str, Any], record: Record | None) -> dict[str, Any]:
-    part = step.get("part", "")
     return {
-        "label": f"{step['stage']}[{part}]" if part else step["stage"],
+        "label": label_of(step),
         "state": step.get("state", ""),
         "seconds": record.provenance.get("seconds") if record else step.get("seconds"),
         "artifact": step.get("artifact"),

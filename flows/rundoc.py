@@ -39,6 +39,12 @@ def new_run_id() -> str:
     return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03}-{secrets.token_hex(2)}"
 
 
+def label_of(step: Mapping[str, Any]) -> str:
+    """`stage` or `stage[part]`, of a step in a run's document, or of a record's producer."""
+    part = step.get("part", "")
+    return f"{step['stage']}[{part}]" if part else step["stage"]
+
+
 def gpu_hours(document: Mapping[str, Any]) -> float:
     """GPU hours of everything that a run started, on whatever machine: what it was billed for."""
     return sum(step.get("gpu_s", 0.0) for step in document["steps"]) / 3600 + lost_gpu_hours(document)

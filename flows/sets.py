@@ -21,7 +21,7 @@ from configs.introduced import resolved
 from configs.load import Loaded
 from configs.recipe import Recipe
 from flows.identity import canonical_json
-from flows.rundoc import utc_now
+from flows.rundoc import label_of, utc_now
 from stages.contract import StageError
 
 Document = dict[str, Any]
@@ -228,8 +228,3 @@ def undeclared(store: Store, document: Document) -> list[dict[str, Any]]:
         {"seed": seed, "run": run["id"], "bpb": run["scores"].get(document["protocol"], {}).get("bpb")}
         for seed, run in sorted(others.items())
     ]
-
-
-def label_of(step: Mapping[str, Any]) -> str:
-    """`stage` or `stage[part]`, of a step in a run's document."""
-    return f"{step['stage']}[{step['part']}]" if step["part"] else step["stage"]

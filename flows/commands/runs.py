@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.store import Store
 from flows.prepare import local_folder, sweep
-from flows.rundoc import gpu_hours
+from flows.rundoc import gpu_hours, label_of
 from flows.tables import print_json, print_table, seconds_text
 from stages.contract import StageError
 
@@ -76,10 +76,9 @@ def _show(document: dict[str, Any], as_json: bool) -> int:
 
 
 def _row(step: dict[str, Any]) -> list[str]:
-    label = f"{step['stage']}[{step['part']}]" if step["part"] else step["stage"]
     took = seconds_text(step["seconds"]) if "seconds" in step else ""
     error = step.get("error", "").partition("\n")[0]
-    return [label, step.get("state", ""), step.get("artifact", ""), took, step.get("key", "")[:12], error]
+    return [label_of(step), step.get("state", ""), step.get("artifact", ""), took, step.get("key", "")[:12], error]
 
 
 def report(arguments: argparse.Namespace) -> int:

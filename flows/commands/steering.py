@@ -14,6 +14,7 @@ from artifacts.errors import DamagedArtifact, NotFound
 from artifacts.store import Store
 from flows.commands.serve import use_server
 from flows.prepare import Request, local_folder
+from flows.rundoc import label_of
 from flows.tables import print_json
 from stages.contract import StageError
 
@@ -26,7 +27,7 @@ def logs(arguments: argparse.Namespace) -> int:
     document = store.read_run(arguments.run)
     found: dict[str, str] = {}
     for step in document["steps"]:
-        label = f"{step['stage']}[{step['part']}]" if step["part"] else step["stage"]
+        label = label_of(step)
         if arguments.stage in ("", step["stage"], label) and (text := _log(store, document, step, label)):
             found[label] = text
     if arguments.stage and not found:
