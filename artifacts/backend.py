@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from artifacts.errors import StoreError, StoreFull, StoreReadOnly, StoreUnavailable
+from artifacts.meter import SILENT, Meter
 from artifacts.safety import redact_text, refuse_credentials
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
@@ -76,12 +77,16 @@ class Backend(Protocol):
         """Give the file another name, replacing what has it."""
         ...
 
-    def upload(self, local: Path, path: str) -> None:
+    def upload(self, local: Path, path: str, meter: Meter = SILENT) -> None:
         """Make or replace the file from one of this host's, at once."""
         ...
 
     def download(self, path: str, local: Path) -> None:
         """Copy the file to a new one of this host's, which may be left half written by a crash."""
+        ...
+
+    def download_hashed(self, path: str, local: Path, size_bytes: int, streams: int, meter: Meter) -> tuple[str, int]:
+        """The same for a file of known size, `streams` parts at once; (sha256, bytes) of what came."""
         ...
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.backend import Entry, explained
+from artifacts.digest import copy_hashed
 from artifacts.errors import StoreUnavailable
+from artifacts.meter import SILENT, Meter
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 
@@ -122,7 +124,7 @@ class LocalBackend:
         with explained(self.url, "move", source):
             self._into_folder(os.replace, self.root / source, self.root / target)
 
-    def upload(self, local: Path, path: str) -> None:
+    def upload(self, local: Path, path: str, meter: Meter = SILENT) -> None:
         """Make or replace the file from one of this host's, at once."""
         with explained(self.url, "write", path):
             temporary, target = self.temporary()
@@ -130,11 +132,19 @@ class LocalBackend:
                 shutil.copyfileobj(source, target, 1 << 20)
                 self.flush(target)
             self.place(temporary, path)
+        meter.add((self.root / path).stat().st_size)
 
     def download(self, path: str, local: Path) -> None:
         """Copy the file to a new one of this host's, which may be left half written by a crash."""
         with explained(self.url, "read", path):
             shutil.copyfile(self.root / path, local)
+
+    def download_hashed(self, path: str, local: Path, size_bytes: int, streams: int, meter: Meter) -> tuple[str, int]:
+        """The same for a file of known size; (sha256, bytes) of what came."""
+        with explained(self.url, "read", path), open(self.root / path, "rb") as source, local.open("wb") as target:
+            found = copy_hashed(source, target)
+        meter.add(found[1])
+        return found
 
     def temporary(self) -> tuple[Path, IO[bytes]]:
         """A new empty file on the store's file system, open for writing."""

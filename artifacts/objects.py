@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -16,9 +17,10 @@ from typing import IO, Literal
 
 from artifacts.backend import Backend, explained
 from artifacts.digest import copy_hashed, hash_file
-from artifacts.errors import DamagedArtifact, StoreUnavailable
+from artifacts.errors import DamagedArtifact, StoreFull, StoreUnavailable
 from artifacts.local import LocalBackend
-from artifacts.parallel import in_parallel
+from artifacts.meter import SILENT, Meter
+from artifacts.parallel import STREAMS, in_parallel
 from artifacts.record import File, check_files, check_key
 from artifacts.stamps import Stamps, signature
 
@@ -31,6 +33,9 @@ _CACHE_BYTES = 100_000_000_000
 _IN_USE_S = 24 * 3600.0  # a stage that runs longer than this on one machine is unheard of
 # Hashing less than this again takes no longer than the stamp's wait for the clock tick.
 _WORTH_A_STAMP_BYTES = 8 << 20
+
+_TRIES = 5
+_LOG = logging.getLogger(__name__)
 
 
 def object_path(sha256: str) -> str:
@@ -50,9 +55,11 @@ class Objects:
     def _remote(self) -> bool:
         return self._backend is not self._host
 
-    def put(self, paths: Iterable[Path]) -> list[tuple[str, int]]:
+    def put(self, paths: Iterable[Path], meter: Meter = SILENT) -> list[tuple[str, int]]:
         """Store the contents of files; (sha256, bytes) of each, in order. All of it is on disk when this returns."""
-        put = in_parallel(self._put_one, paths)
+        paths = list(paths)
+        meter.expect(sum(path.stat().st_size for path in paths))
+        put = in_parallel(lambda path: self._put_one(path, meter), paths)
         if sum(size_bytes for _, size_bytes in put) >= _WORTH_A_STAMP_BYTES:
             held = {sha256: self.held(sha256) for sha256, _ in put}
             self._stamps.write((sha256, path, signature(path)) for sha256, path in held.items())
@@ -70,29 +77,72 @@ class Objects:
             raise DamagedArtifact(path, f"sha256 {sha256}", f"sha256 {found}", self._backend.url)
         return data
 
-    def fetch(self, files: Iterable[File], folder: Path, verify: Verify = "stamp", link: bool = True) -> None:
+    def fetch(
+        self,
+        files: Iterable[File],
+        folder: Path,
+        verify: Verify = "stamp",
+        link: bool = True,
+        meter: Meter = SILENT,
+    ) -> None:
         """Lay verified files out under `folder`: as links to read-only objects, or as copies of the caller's own."""
         files = check_files(tuple(files))
-        self.verify(files, verify)
+        for _ in range(_TRIES):
+            try:
+                self._lay_out(files, folder, verify, link, meter)
+            except StoreFull as full:
+                if not self._remote or not link:
+                    raise
+                _LOG.warning(
+                    "this host's copies have no room, so the inputs are fetched for this stage alone: %s", full
+                )
+                self._fetch_past_the_cache(files, folder, meter)
+                return
+            except FileNotFoundError:  # a copy went just before it was read
+                continue
+            # Another process that makes room may have judged a copy before it was noted as used.
+            if all((folder / file.path).exists() for file in files):
+                return
+        raise StoreUnavailable(
+            f"a host's copies must stay while they are in use; those at {self._host.url} went {_TRIES} times; see "
+            f"whether something removes them, or give more room with {CACHE_LIMIT}"
+        )
+
+    def _lay_out(self, files: tuple[File, ...], folder: Path, verify: Verify, link: bool, meter: Meter) -> None:
+        if self._remote:
+            self._stamps.used({file.sha256 for file in files})
+        self.verify(files, verify, meter)
         if self._remote:
             self._stamps.used({file.sha256 for file in files})
             self.trim(cache_limit_bytes())
         with explained(str(folder), "write", "the files"):
-            folder.mkdir(parents=True, exist_ok=True)
-            for parent in {(folder / file.path).parent for file in files}:
-                parent.mkdir(parents=True, exist_ok=True)
+            _make_folders(files, folder)
             if link:
                 for file in files:
                     self._link(file, folder / file.path)
             else:
                 in_parallel(lambda file: self._copy(file, folder / file.path), files)
 
-    def verify(self, files: Iterable[File], verify: Verify = "stamp") -> None:
+    def _fetch_past_the_cache(self, files: tuple[File, ...], folder: Path, meter: Meter) -> None:
+        """Files of the caller's own, verified, and none kept on this host."""
+        with explained(str(folder), "write", "the files"):
+            _make_folders(files, folder)
+            for file in files:
+                if self._stamps.holds(file.sha256, self.held(file.sha256)):
+                    self._link(file, folder / file.path)
+                    continue
+                (folder / file.path).unlink(missing_ok=True)
+                self._take(file, folder / file.path, STREAMS, meter)
+
+    def verify(self, files: Iterable[File], verify: Verify = "stamp", meter: Meter = SILENT) -> None:
         """See that the files' objects are on this host and right; DamagedArtifact names the first that is not."""
         by_digest = {file.sha256: file for file in files}
         if verify == "stamp":
             by_digest = {s: f for s, f in by_digest.items() if not self._stamps.holds(s, self.held(s))}
-        self._stamps.write(in_parallel(self._hashed, by_digest.values()))
+        absent = [f for f in by_digest.values() if self._remote and not self.held(f.sha256).exists()]
+        meter.expect(sum(file.bytes for file in absent))
+        streams = max(1, STREAMS // max(1, len(absent)))
+        self._stamps.write(in_parallel(lambda file: self._hashed(file, streams, meter), by_digest.values()))
 
     def trim(self, limit_bytes: int) -> int:
         """Remove the copies that this host has not used for longest until the rest take `limit_bytes`; bytes removed.
@@ -108,6 +158,8 @@ class Objects:
         for entry in sorted(held, key=lambda entry: used[entry.path]):
             if total - removed <= limit_bytes or used[entry.path] > young:
                 break
+            if (self._stamps.last_used_s(entry.path[-64:]) or 0.0) > young:  # by another process, since it was listed
+                continue
             removed += entry.bytes if self._host.delete(entry.path) else 0
         return removed
 
@@ -132,23 +184,23 @@ class Objects:
         """Where this host has an object, once it has been put, fetched or verified here."""
         return self._host.path(object_path(sha256))
 
-    def put_stream(self, source: IO[bytes], expected: str, shown: str) -> int:
+    def put_stream(self, source: IO[bytes], expected: str, shown: str, meter: Meter = SILENT) -> int:
         """Store an object whose digest is known beforehand and return its bytes; DamagedArtifact if it has another."""
-        return self._write(source, shown, expected)[1]
+        return self._write(source, shown, expected, meter)[1]
 
-    def adopt(self, file: File, path: Path) -> None:
+    def adopt(self, file: File, path: Path, meter: Meter = SILENT) -> None:
         """Store an object from a verified file of this host, without a second copy on it where that can be avoided."""
         if self._remote:
-            self._upload(path, file.sha256, file.bytes)
+            self._upload(path, file.sha256, file.bytes, meter)
             return
         with path.open("rb", buffering=0) as source:
-            self.put_stream(source, file.sha256, file.path)
+            self.put_stream(source, file.sha256, file.path, meter)
 
-    def _put_one(self, path: Path) -> tuple[str, int]:
+    def _put_one(self, path: Path, meter: Meter) -> tuple[str, int]:
         with explained(str(path), "read", path.name), path.open("rb", buffering=0) as source:
-            return self._write(source, path.name)
+            return self._write(source, path.name, None, meter)
 
-    def _write(self, source: IO[bytes], shown: str, expected: str | None = None) -> tuple[str, int]:
+    def _write(self, source: IO[bytes], shown: str, expected: str | None, meter: Meter) -> tuple[str, int]:
         with explained(self._host.url, "write the contents of", shown):
             temporary, target = self._host.temporary()
             with self._host.discarding(temporary), target:
@@ -160,15 +212,19 @@ class Objects:
             # Replacing an object by equal bytes heals a damaged one and makes it young for `gc`.
             self._host.place(temporary, object_path(sha256))
         if self._remote:
-            self._upload(self.held(sha256), sha256, size_bytes)
+            self._upload(self.held(sha256), sha256, size_bytes, meter)
+        else:
+            meter.add(size_bytes)
         return sha256, size_bytes
 
-    def _upload(self, path: Path, sha256: str, size_bytes: int) -> None:
+    def _upload(self, path: Path, sha256: str, size_bytes: int, meter: Meter) -> None:
         entry = self._backend.entry(object_path(sha256))
         if entry is None or entry.bytes != size_bytes or time.time() - entry.modified_s > _FRESH_S:
-            self._backend.upload(path, object_path(sha256))
+            self._backend.upload(path, object_path(sha256), meter)
+        else:
+            meter.add(size_bytes)
 
-    def _hashed(self, file: File) -> tuple[str, Path, str]:
+    def _hashed(self, file: File, streams: int, meter: Meter) -> tuple[str, Path, str]:
         """Hash an object on this host, fetched first if need be; the stamp to write, or DamagedArtifact."""
         held = self.held(file.sha256)
         with explained(self._host.url, "read", file.path):
@@ -178,23 +234,35 @@ class Objects:
             if found == (file.sha256, file.bytes):
                 return file.sha256, held, before
             if self._remote:
-                self._download(file, held)
+                self._download(file, held, streams, meter)
                 return file.sha256, held, signature(held)
         raise _damage(file, found, self._backend.url)
 
-    def _download(self, file: File, held: Path) -> None:
+    def _download(self, file: File, held: Path, streams: int, meter: Meter) -> None:
         temporary, target = self._host.temporary()
+        target.close()
         with self._host.discarding(temporary):
-            target.close()
-            try:
-                self._backend.download(object_path(file.sha256), temporary)
-            except FileNotFoundError:
-                raise _damage(file, None, self._backend.url) from None
-            found = hash_file(temporary)
-            if found != (file.sha256, file.bytes):
-                raise _damage(file, found, self._backend.url)
+            self._take(file, temporary, streams, meter)
             temporary.chmod(0o444)
         self._host.place(temporary, object_path(file.sha256))
+
+    def _take(self, file: File, path: Path, streams: int, meter: Meter) -> None:
+        """Copy an object from the store to a file of this host, hashed on its way; nothing is left if it is damaged."""
+        at = object_path(file.sha256)
+        try:
+            try:
+                found = self._backend.download_hashed(at, path, file.bytes, streams, meter)
+            except StoreUnavailable:
+                entry = self._backend.entry(at)
+                if entry is None or entry.bytes == file.bytes:
+                    raise
+                self._backend.download(at, path)  # a cut object has no such parts
+                found = hash_file(path)
+        except FileNotFoundError:
+            raise _damage(file, None, self._backend.url) from None
+        if found != (file.sha256, file.bytes):
+            path.unlink()
+            raise _damage(file, found, self._backend.url)
 
     def _link(self, file: File, target: Path) -> None:
         target.unlink(missing_ok=True)
@@ -207,6 +275,12 @@ class Objects:
         if found != (file.sha256, file.bytes):
             target.unlink()
             raise _damage(file, found, self._backend.url)
+
+
+def _make_folders(files: Iterable[File], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for parent in {(folder / file.path).parent for file in files}:
+        parent.mkdir(parents=True, exist_ok=True)
 
 
 def cache_limit_bytes() -> int:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from artifacts.backend import Backend, Entry
 from artifacts.documents import dump_document, load_document, read_document
 from artifacts.errors import BadName, DamagedArtifact, StoreUnavailable
+from artifacts.meter import SILENT, Meter
 from artifacts.objects import Objects
 from artifacts.record import File, Record, check_files, check_key, check_stage, record_from_json, record_to_json
 
@@ -67,12 +68,14 @@ class Records:
         except DamagedArtifact:
             return None
 
-    def publish(self, record: Record, folder: Path) -> Published:
+    def publish(self, record: Record, folder: Path, meter: Meter = SILENT) -> Published:
         """Store every file of `folder`, then the record, whose `files`, `id` and time are filled in here."""
         paths = scan_folder(folder)
         files = tuple(
             File(path, sha256, size_bytes)
-            for path, (sha256, size_bytes) in zip(paths, self._objects.put(folder / p for p in paths), strict=True)
+            for path, (sha256, size_bytes) in zip(
+                paths, self._objects.put((folder / p for p in paths), meter), strict=True
+            )
         )
         # A `gc` elsewhere may have removed an old object that this result shares; ours are fresh, so once is enough.
         self._objects.put(folder / file.path for file in self._objects.missing(files))

@@ -16,6 +16,7 @@ hours must outlive a restart of its server. One that never answered has a wrong 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
@@ -27,11 +28,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
 from artifacts.backend import Entry, explained
 from artifacts.errors import StoreError, StoreRefused, StoreUnavailable
 from artifacts.keyring import held
+from artifacts.meter import SILENT, Meter
+from artifacts.ranges import PART_BYTES, read_in_parts
 from artifacts.remembered import Remembered
 from artifacts.safety import redact_text
 
@@ -198,17 +202,35 @@ class FsspecBackend:
         self._patiently("move", source, lambda: self._fs.cp_file(self._at(source), self._at(target)))
         self._patiently("move", source, lambda: self._fs.rm_file(self._at(source)))
 
-    def upload(self, local: Path, path: str) -> None:
+    def upload(self, local: Path, path: str, meter: Meter = SILENT) -> None:
         """Make or replace the file from one of this host's, at once."""
         if self._in_memory:  # its files would be seen while they grow
             self.write(path, local.read_bytes())
+            meter.add(local.stat().st_size)
             return
+        counted = _Counted(meter)
         with self._writing("write", path):
-            self._patiently("write", path, lambda: self._fs.put_file(str(local), self._at(path)))
+            self._patiently("write", path, lambda: self._fs.put_file(str(local), self._at(path), callback=counted))
+        counted.finish(local.stat().st_size)
 
     def download(self, path: str, local: Path) -> None:
         """Copy the file to a new one of this host's, which may be left half written by a crash."""
         self._patiently("read", path, lambda: self._fs.get_file(self._at(path), str(local)))
+
+    def download_hashed(self, path: str, local: Path, size_bytes: int, streams: int, meter: Meter) -> tuple[str, int]:
+        """The same for a file of known size, `streams` parts at once; (sha256, bytes) of what came."""
+        at, whole = self._at(path), size_bytes <= PART_BYTES
+
+        def read(start: int, end: int) -> bytes:
+            options = self._whole if whole else {"start": start, "end": end}
+            data = self._patiently("read", path, lambda: self._fs.cat_file(at, **options))
+            meter.add(len(data))
+            return data
+
+        if whole:
+            local.write_bytes(data := read(0, size_bytes))
+            return hashlib.sha256(data).hexdigest(), len(data)
+        return read_in_parts(read, local, size_bytes, streams)
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
@@ -285,6 +307,32 @@ class FsspecBackend:
     def _shown(self, error: Exception) -> Exception | None:
         """The cause, as a traceback would show it; none if its words have a secret."""
         return error if self._hide(str(error)) == str(error) else None
+
+
+class _Counted(Callback):
+    """What a driver says of an upload, for a meter. A try that is made again does not count twice."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self._meter, self._counted = meter, 0
+
+    def relative_update(self, inc: int = 1) -> None:
+        """So many bytes more."""
+        super().relative_update(inc)
+        self._count(min(self.value, self.size or 0))
+
+    def absolute_update(self, value: int) -> None:
+        """So many bytes in all."""
+        super().absolute_update(value)
+        self._count(value)
+
+    def finish(self, size_bytes: int) -> None:
+        """All of it, whatever the driver said."""
+        self._count(size_bytes)
+
+    def _count(self, value: int) -> None:
+        self._meter.add(max(0, value - self._counted))
+        self._counted = max(value, self._counted)
 
 
 def is_refusal(error: BaseException) -> bool:

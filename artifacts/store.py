@@ -22,6 +22,7 @@ from artifacts.errors import DamagedArtifact, NotFound, StoreFormat, StoreUnavai
 from artifacts.lease import TIME_LIMIT_S, Lease, Waiting, lease
 from artifacts.local import LocalBackend
 from artifacts.lookup import Lookup
+from artifacts.meter import Meter, Moved
 from artifacts.names import Name, Names, parse_name
 from artifacts.objects import Objects, Verify
 from artifacts.record import File, Record, check_inputs, check_key
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from artifacts.transfer import Side, Transferred
 
 FORMAT = 1
+Tell = Callable[[Moved], None]
 
 
 class Store:
@@ -92,12 +94,14 @@ class Store:
         inputs: Mapping[str, Any],
         part: str = "",
         provenance: Mapping[str, Any] | None = None,
+        tell: Tell | None = None,
     ) -> Published:
         """Store a finished stage's output folder under its key.
 
         `inputs` is {role: {"digest": ..., "from": [producing_record.producer(its_role), ...]}}. The outcome is
         "created"; or "same" if the key was there with equal files; or "conflict" if it was there with others, which
-        then are what to go on with (`published.record`), while ours are kept under `conflicts/`.
+        then are what to go on with (`published.record`), while ours are kept under `conflicts/`. Here and below `tell`
+        hears now and then how far a transfer is that takes more than a second.
         """
         record = Record(
             stage=stage,
@@ -111,7 +115,7 @@ class Store:
         )
         self._mark_format()
         self._make_way(stage, key)
-        published = self._records.publish(record, folder)
+        published = self._records.publish(record, folder, Meter("storing results", tell))
         reason = self._rejections.of(published.record, fresh=True)
         if reason is not None:  # an input was rejected while this was made: no later run may take it for a hit
             self._rejections.set_aside(published.record, reason)
@@ -137,12 +141,19 @@ class Store:
 
     # Contents
 
-    def fetch(self, files: Iterable[File], folder: Path, verify: Verify = "stamp", link: bool = True) -> None:
+    def fetch(
+        self,
+        files: Iterable[File],
+        folder: Path,
+        verify: Verify = "stamp",
+        link: bool = True,
+        tell: Tell | None = None,
+    ) -> None:
         """Lay files out under `folder`, verified: links to read-only objects, or copies with `link=False`.
 
         "stamp" hashes an object on its first use on this host; "full" always. DamagedArtifact if bytes are wrong.
         """
-        self._objects.fetch(files, folder, verify, link)
+        self._objects.fetch(files, folder, verify, link, Meter("fetching inputs", tell))
 
     def put_file(self, path: Path) -> File:
         """Store one file outside any record; what mentions its sha256 in a run or record keeps it from `gc`."""
@@ -318,23 +329,28 @@ class Store:
 
     # Moving
 
-    def export(self, text: str, path: Path, closure: bool = False) -> Record:
+    def export(self, text: str, path: Path, closure: bool = False, tell: Tell | None = None) -> Record:
         """Write an artifact, with `closure` also all that it came from, to one file; every byte is hashed."""
         from artifacts import transfer
 
         record = self.resolve(text)
-        transfer.export(self._side(), transfer.closure(self._records, [record]) if closure else [record], path)
+        transfer.export(self._side(), transfer.closure(self._records, [record]) if closure else [record], path, tell)
         return record
 
-    def import_(self, path: Path) -> Transferred:
+    def import_(self, path: Path, tell: Tell | None = None) -> Transferred:
         """Store what an exported file holds; BadArchive if any byte of it is not what it was."""
         from artifacts import transfer
 
         self._mark_format()
-        return transfer.import_file(self._side(), path)
+        return transfer.import_file(self._side(), path, tell)
 
     def push(
-        self, to: Store, texts: Iterable[str], closure: bool = True, on_object: Callable[[File], None] | None = None
+        self,
+        to: Store,
+        texts: Iterable[str],
+        closure: bool = True,
+        on_object: Callable[[File], None] | None = None,
+        tell: Tell | None = None,
     ) -> Transferred:
         """Copy artifacts, and all that they came from, to another store; goes on where an earlier try stopped.
 
@@ -346,7 +362,7 @@ class Store:
         roots = [self.resolve(text) for text in texts]
         to._mark_format()
         records = transfer.closure(self._records, roots) if closure else roots
-        transferred = transfer.copy(self._side(), to._side(), records, on_object)
+        transferred = transfer.copy(self._side(), to._side(), records, on_object, tell)
         for text, record in zip(texts, roots, strict=True):
             if text.count("/") == 3:
                 name, _ = parse_name(text)
@@ -354,10 +370,15 @@ class Store:
         return transferred
 
     def pull(
-        self, source: Store, texts: Iterable[str], closure: bool = True, on_object: Callable[[File], None] | None = None
+        self,
+        source: Store,
+        texts: Iterable[str],
+        closure: bool = True,
+        on_object: Callable[[File], None] | None = None,
+        tell: Tell | None = None,
     ) -> Transferred:
         """Copy artifacts, and all that they came from, from another store; see `push`."""
-        return source.push(self, texts, closure, on_object)
+        return source.push(self, texts, closure, on_object, tell)
 
     def _side(self) -> Side:
         from artifacts.transfer import Side

@@ -22,11 +22,13 @@ from pathlib import Path
 from artifacts.backend import Backend, explained
 from artifacts.documents import dump_document, load_document
 from artifacts.errors import BadArchive, BadName, DamagedArtifact
+from artifacts.meter import Meter, Moved
 from artifacts.objects import Objects, object_path
 from artifacts.parallel import in_parallel
 from artifacts.record import File, Record, record_from_json, record_to_json
 from artifacts.records import Published, Records, record_path
 
+Tell = Callable[[Moved], None]
 _HEAD = "fairway-artifact.json"
 _MEMBER = re.compile(rf"{_HEAD}|objects/([0-9a-f]{{2}})/\1[0-9a-f]{{62}}|records/[a-z][a-z0-9_]*/[0-9a-f]{{64}}\.json")
 
@@ -61,14 +63,22 @@ def closure(records: Records, roots: Iterable[Record]) -> list[Record]:
     return list(found.values())
 
 
-def copy(source: Side, target: Side, records: list[Record], on_object: Callable[[File], None] | None) -> Transferred:
+def copy(
+    source: Side,
+    target: Side,
+    records: list[Record],
+    on_object: Callable[[File], None] | None,
+    tell: Tell | None = None,
+) -> Transferred:
     """Copy records and their objects to another store, what a record came from before the record."""
     files = list({file.sha256: file for record in records for file in record.files}.values())
     missing = target.objects.missing(files)
+    meter = Meter("copying", tell)
+    meter.expect(sum(file.bytes for file in missing))
 
     def copy_object(file: File) -> None:
         source.objects.verify([file])
-        target.objects.adopt(file, source.objects.held(file.sha256))
+        target.objects.adopt(file, source.objects.held(file.sha256), meter)
         if on_object is not None:
             on_object(file)
 
@@ -77,10 +87,10 @@ def copy(source: Side, target: Side, records: list[Record], on_object: Callable[
     return Transferred(tuple(reversed(published)), len(missing), sum(file.bytes for file in missing))
 
 
-def export(source: Side, records: list[Record], path: Path) -> None:
+def export(source: Side, records: list[Record], path: Path, tell: Tell | None = None) -> None:
     """Write records and their objects to one file, every byte hashed on the way; nothing is left if that fails."""
     files = {file.sha256: file for record in records for file in record.files}
-    source.objects.verify(files.values(), "full")
+    source.objects.verify(files.values(), "full", Meter("fetching", tell))
     partial = path.with_name(path.name + ".partial")
     with explained(str(path), "write", path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,19 +108,21 @@ def export(source: Side, records: list[Record], path: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def import_file(target: Side, path: Path) -> Transferred:
+def import_file(target: Side, path: Path, tell: Tell | None = None) -> Transferred:
     """Store what an exported file holds, every byte hashed; BadArchive if anything in it is not what it says."""
     try:
         with explained(str(path), "read", path.name), tarfile.open(path, "r:") as tar:
-            return _import(target, tar, path)
+            meter = Meter("importing", tell)
+            meter.expect(path.stat().st_size)
+            return _import(target, tar, path, meter)
     except (tarfile.TarError, FileNotFoundError) as error:
         raise BadArchive(
             f"an exported artifact is a whole tar file; {path} is not ({error}); export it again"
         ) from error
 
 
-def _import(target: Side, tar: tarfile.TarFile, path: Path) -> Transferred:
-    head, records, put = _read_members(target, tar, path)
+def _import(target: Side, tar: tarfile.TarFile, path: Path, meter: Meter) -> Transferred:
+    head, records, put = _read_members(target, tar, path, meter)
     if set(head) != set(records):
         raise BadArchive(f"{path} does not hold the records that its head lists; export it again")
     lacking = [f for r in records.values() for f in r.files if put.get(f.sha256) != f.bytes]
@@ -121,7 +133,7 @@ def _import(target: Side, tar: tarfile.TarFile, path: Path) -> Transferred:
 
 
 def _read_members(
-    target: Side, tar: tarfile.TarFile, path: Path
+    target: Side, tar: tarfile.TarFile, path: Path, meter: Meter
 ) -> tuple[list[str], dict[str, Record], dict[str, int]]:
     """(paths of records in order, records by path, bytes by object's digest); the objects are stored on the way."""
     head: list[str] = []
@@ -139,7 +151,7 @@ def _read_members(
                 records[record_path(record.stage, record.key)] = record
             else:
                 sha256 = member.name.rsplit("/", 1)[-1]
-                put[sha256] = target.objects.put_stream(content, sha256, member.name)
+                put[sha256] = target.objects.put_stream(content, sha256, member.name, meter)
         except (DamagedArtifact, BadName, KeyError, TypeError) as error:
             raise BadArchive(f"{path} was altered: {error}; export it again") from error
     return head, records, put

@@ -292,7 +292,9 @@ def test_a_damaged_copy_in_the_hosts_cache_is_fetched_again(publish, tmp_path):
 def test_young_objects_are_not_uploaded_twice_and_old_ones_are_refreshed(publish, tmp_path, monkeypatch):
     store = Store.open("memory://fresh", cache=tmp_path / "cache")
     uploads, upload = [], store._backend.upload
-    monkeypatch.setattr(store._backend, "upload", lambda local, path: (uploads.append(path), upload(local, path)))
+    monkeypatch.setattr(
+        store._backend, "upload", lambda local, path, *more: (uploads.append(path), upload(local, path, *more))
+    )
     record = publish(store, "a", {"raw/w.bin": b"weights"}).record
     publish(store, "b", {"raw/w.bin": b"weights"})
     assert uploads == [object_path(record.files[0].sha256)]
@@ -306,8 +308,8 @@ def test_what_a_gc_removes_during_a_publish_is_put_again(local_place, publish, m
     store = local_place.open()
     put, rounds = store._objects.put, []
 
-    def put_and_lose(paths):
-        stored = put(paths)
+    def put_and_lose(paths, *meter):
+        stored = put(paths, *meter)
         for sha256, _ in stored[: max(0, 1 - len(rounds))]:
             store._backend.delete(object_path(sha256))
         rounds.append(stored)
@@ -323,8 +325,8 @@ def test_a_place_that_loses_what_it_is_given_gets_no_record(local_place, publish
     store = local_place.open()
     put = store._objects.put
 
-    def put_and_lose(paths):
-        stored = put(paths)
+    def put_and_lose(paths, *meter):
+        stored = put(paths, *meter)
         for sha256, _ in stored:
             store._backend.delete(object_path(sha256))
         return stored
