@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from artifacts.errors import StoreError, StoreFull, StoreReadOnly, StoreUnavaila
 from artifacts.meter import SILENT, Meter
 from artifacts.safety import redact_text, refuse_credentials
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
 
 
@@ -90,8 +92,11 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(url: str | Path) -> Backend:
-    """The backend of an address: a path, `file://`, or anything that fsspec knows."""
+def open_backend(url: str | Path, proven: bool = False) -> Backend:
+    """The backend of an address: a path, `file://`, or anything that fsspec knows.
+
+    `proven`: another machine has used the address, so that a store that does not answer is away and not mistyped.
+    """
     text = refuse_credentials(str(url))
     scheme = _SCHEME.match(text)
     if scheme is None or scheme[0].lower() in ("file", "local"):
@@ -101,12 +106,17 @@ def open_backend(url: str | Path) -> Backend:
     # fsspec costs 75 ms to import, which `plan` on a local store need not pay.
     from artifacts.remote import FsspecBackend
 
-    return FsspecBackend(text)
+    return FsspecBackend(text, proven)
 
 
 @contextmanager
-def explained(url: str, doing: str, path: str, hide: Callable[[str], str] = redact_text) -> Iterator[None]:
-    """Turn the operating system's and a driver's errors into the store's, with what to do; missing files stay as is."""
+def explained(
+    url: str, doing: str, path: str, hide: Callable[[str], str] = redact_text, needs_bytes: int | None = None
+) -> Iterator[None]:
+    """Turn the operating system's and a driver's errors into the store's, with what to do; missing files stay as is.
+
+    `needs_bytes` is what the doing needs of the disk, where that is known beforehand.
+    """
     try:
         yield
     except (StoreError, FileNotFoundError):
@@ -114,11 +124,37 @@ def explained(url: str, doing: str, path: str, hide: Callable[[str], str] = reda
     except OSError as error:
         place, cause = redact_text(url), hide(f"{type(error).__name__}: {error}")
         said = f"the store {place} must let us {doing} {path}; got {cause}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
+            said = f"{said}{room(url, needs_bytes)}"
             raise StoreFull(f"{said}; make room (`fairway artifacts gc`) or choose another store") from error
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise StoreReadOnly(f"{said}; make it writable or choose another store with --store") from error
         raise StoreUnavailable(f"{said}; see whether it is reachable and healthy") from error
+
+
+@contextmanager
+def room_for(local: Path) -> Iterator[None]:
+    """A file of this host is written during the block: its disk may be full while the store is well."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise StoreFull(
+            f"what is read from a store needs room on this host, {host_name()}; {local.parent} has none"
+            f"{room(local.parent)}; make room there, or put the cache elsewhere (XDG_CACHE_HOME)"
+        ) from error
+
+
+def room(folder: str | Path, needs_bytes: int | None = None) -> str:
+    """What a full disk has and what was to go there, as the end of a sentence; "" where nobody can say."""
+    needs = "" if needs_bytes is None else f"; {needs_bytes:,} bytes were to go there"
+    try:
+        there = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+        usage = shutil.disk_usage(there)
+    except (OSError, StopIteration):
+        return needs
+    return f"{needs}; of {usage.total:,} bytes of the disk of {there}, {usage.free:,} are free"
 
 
 def host_name() -> str:

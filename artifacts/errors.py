@@ -2,7 +2,7 @@
 
 StoreError
 ├── StoreUnavailable     the place cannot be reached, or its file system lacks what the store needs
-│   ├── StoreRefused     our credentials are wrong, missing, or do not reach so far
+│   ├── StoreRefused     our credentials are wrong, missing, or do not reach so far; or our clock is wrong
 │   ├── StoreReadOnly    writing is refused
 │   └── StoreFull        no space is left
 ├── StoreFormat          made by a newer Fairway

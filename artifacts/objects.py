@@ -198,10 +198,12 @@ class Objects:
 
     def _put_one(self, path: Path, meter: Meter) -> tuple[str, int]:
         with explained(str(path), "read", path.name), path.open("rb", buffering=0) as source:
-            return self._write(source, path.name, None, meter)
+            return self._write(source, path.name, None, meter, os.fstat(source.fileno()).st_size)
 
-    def _write(self, source: IO[bytes], shown: str, expected: str | None, meter: Meter) -> tuple[str, int]:
-        with explained(self._host.url, "write the contents of", shown):
+    def _write(
+        self, source: IO[bytes], shown: str, expected: str | None, meter: Meter, needs_bytes: int | None = None
+    ) -> tuple[str, int]:
+        with explained(self._host.url, "write the contents of", shown, needs_bytes=needs_bytes):
             temporary, target = self._host.temporary()
             with self._host.discarding(temporary), target:
                 sha256, size_bytes = copy_hashed(source, target)
@@ -227,7 +229,7 @@ class Objects:
     def _hashed(self, file: File, streams: int, meter: Meter) -> tuple[str, Path, str]:
         """Hash an object on this host, fetched first if need be; the stamp to write, or DamagedArtifact."""
         held = self.held(file.sha256)
-        with explained(self._host.url, "read", file.path):
+        with explained(self._host.url, "read", file.path, needs_bytes=file.bytes):
             before, found = "", None
             with contextlib.suppress(FileNotFoundError):
                 before, found = signature(held), hash_file(held)

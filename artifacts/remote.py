@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
-from artifacts.backend import Entry, explained
+from artifacts.backend import Entry, explained, host_name, room_for
 from artifacts.errors import StoreError, StoreRefused, StoreUnavailable
 from artifacts.keyring import held
 from artifacts.meter import SILENT, Meter
@@ -62,10 +62,12 @@ _REFUSING = frozenset(
     """NoCredentialsError PartialCredentialsError CredentialRetrievalError ClientAuthenticationError
     DefaultCredentialsError RefreshError PermissionError""".split()  # noqa: SIM905
 )
+_TOO_SKEWED = "RequestTimeTooSkewed"  # S3 refuses who is 15 minutes off
 _REFUSING_CODES = frozenset(
     """AccessDenied AllAccessDisabled ExpiredToken Forbidden InvalidAccessKeyId InvalidToken SignatureDoesNotMatch
     TokenRefreshRequired 401 403""".split()  # noqa: SIM905
-)
+) | {_TOO_SKEWED}
+_ANSWERED: set[str] = set()  # addresses of stores that have answered this process
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
@@ -73,7 +75,7 @@ _Result = TypeVar("_Result")
 class FsspecBackend:
     """Files below one URL."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, proven: bool = False) -> None:
         self.url = url.rstrip("/")
         scheme = url.split("://", 1)[0].lower()
         if scheme not in _SCHEMES:
@@ -97,7 +99,7 @@ class FsspecBackend:
         self._s3 = scheme in _S3
         # Otherwise the driver asks for the size before the bytes.
         self._whole = {"max_concurrency": 1} if self._s3 else {}
-        self._answered = False
+        self._answered = proven or self.url in _ANSWERED
         self._remembered: Remembered | None = None
 
     def read(self, path: str) -> bytes:
@@ -215,7 +217,12 @@ class FsspecBackend:
 
     def download(self, path: str, local: Path) -> None:
         """Copy the file to a new one of this host's, which may be left half written by a crash."""
-        self._patiently("read", path, lambda: self._fs.get_file(self._at(path), str(local)))
+
+        def fetch() -> None:
+            with room_for(local):
+                self._fs.get_file(self._at(path), str(local))
+
+        self._patiently("read", path, fetch)
 
     def download_hashed(self, path: str, local: Path, size_bytes: int, streams: int, meter: Meter) -> tuple[str, int]:
         """The same for a file of known size, `streams` parts at once; (sha256, bytes) of what came."""
@@ -227,10 +234,11 @@ class FsspecBackend:
             meter.add(len(data))
             return data
 
-        if whole:
-            local.write_bytes(data := read(0, size_bytes))
-            return hashlib.sha256(data).hexdigest(), len(data)
-        return read_in_parts(read, local, size_bytes, streams)
+        with room_for(local):
+            if whole:
+                local.write_bytes(data := read(0, size_bytes))
+                return hashlib.sha256(data).hexdigest(), len(data)
+            return read_in_parts(read, local, size_bytes, streams)
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
@@ -247,7 +255,7 @@ class FsspecBackend:
                 try:
                     result = work()
                 except FileNotFoundError:
-                    self._answered = True
+                    self._has_answered()
                     raise
                 except Exception as error:
                     if type(error).__name__ == "ResourceNotFoundError":  # adlfs, when the container is not there
@@ -256,10 +264,14 @@ class FsspecBackend:
                         raise
                     _LOG.warning("the store %s does not answer (%s); asking again", self.url, type(error).__name__)
                 else:
-                    self._answered = True
+                    self._has_answered()
                     return result
             time.sleep(wait_s * random.uniform(0.5, 1.0))  # many workers should not come back at one moment
             wait_s = min(2 * wait_s, 8.0)
+
+    def _has_answered(self) -> None:
+        self._answered = True
+        _ANSWERED.add(self.url)
 
     @contextmanager
     def _writing(self, doing: str, path: str) -> Iterator[None]:
@@ -295,9 +307,13 @@ class FsspecBackend:
             if isinstance(error, FileNotFoundError | StoreError) or not is_refusal(error):
                 raise
             whose = f"from {self._credentials.name}" if self._credentials is not None else "this machine's own"
+            code = _refused_with(error)
+            said = self._hide(f"{code and code + ', '}{type(error).__name__}: {error}")
+            advice = f"see whether they are there, right, and may do that, on {host_name()}"
+            if code == _TOO_SKEWED:
+                advice = f"the clock of {host_name()} differs too much from the store's: set it"
             raise StoreRefused(
-                f"the store {self.url} must let us {doing} {path}; it refuses the credentials, {whose}: "
-                f"{self._hide(f'{type(error).__name__}: {error}')}; see whether they are there, right, and may do that"
+                f"the store {self.url} must let us {doing} {path}; it refuses the credentials, {whose}: {said}; {advice}"
             ) from self._shown(error)
 
     def _hide(self, text: str) -> str:
@@ -333,6 +349,17 @@ class _Counted(Callback):
     def _count(self, value: int) -> None:
         self._meter.add(max(0, value - self._counted))
         self._counted = max(value, self._counted)
+
+
+def _refused_with(error: BaseException) -> str:
+    """S3's own word for why, which the driver's message may lack; "" from others."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response: Any = getattr(seen, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            return str(response["Error"].get("Code", ""))
+        seen = seen.__cause__ or seen.__context__
+    return ""
 
 
 def is_refusal(error: BaseException) -> bool:

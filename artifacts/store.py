@@ -61,13 +61,15 @@ class Store:
         self._check_format()
 
     @classmethod
-    def open(cls, url: str | Path = ".fairway", cache: Path | None = None) -> Store:
+    def open(cls, url: str | Path = ".fairway", cache: Path | None = None, proven: bool = False) -> Store:
         """The store at a path or fsspec URL, which may be empty or absent still.
+
+        `proven`: another machine has just used it, so that it is waited for from the first call on.
 
         `cache` is this host's folder for stamps and, for a remote store, for objects; by default
         `<store>/cache/<host>` or `~/.cache/fairway/<digest of the url>`.
         """
-        backend = open_backend(url)
+        backend = open_backend(url, proven)
         cache = cache or _default_cache(backend)
         backend.remember(cache)
         return cls(backend, cache)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from artifacts.backend import NO_ROOM, room
 from artifacts.errors import AmbiguousKey, BadArchive, BadName, LeaseCancelled, NotFound, StoreError, UnsafeURL
 from flows.commands.serve_arguments import (
     DEFAULT_FOLDER,
@@ -53,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fairway artifacts ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            return _complain(arguments, "crash", _unexpected(error), FAILED)
+        where = Path(error.filename).parent if isinstance(error.filename, str) else Path()
+        return _complain(arguments, "disk", f"{error}{room(where.absolute())}; make room there, run again", FAILED)
     except Exception as error:  # noqa: BLE001 - the last resort: a message for the user, the traceback in a file
         return _complain(arguments, "crash", _unexpected(error), FAILED)
 

@@ -99,10 +99,14 @@ class SourceTree:
                 remembered[str(self.root / path)] = {"stamp": stamp, "facts": asdict(facts)}
         try:
             self._cache.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._cache.parent, prefix=f"{self._cache.name}.")
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                json.dump({"schema": _CACHE_SCHEMA, "files": remembered}, out)
-            Path(temporary).replace(self._cache)
+            handle, name = tempfile.mkstemp(dir=self._cache.parent, prefix=f"{self._cache.name}.")
+            temporary = Path(name)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as out:
+                    json.dump({"schema": _CACHE_SCHEMA, "files": remembered}, out)
+                temporary.replace(self._cache)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError:
             return
         self._learned = False

@@ -28,13 +28,12 @@ from configs.load import DEFAULT_SCALE, names
 from flows import blocks
 from flows.deployments import THREE_SEEDS
 from flows.supervise import REVIVALS
+from flows.vigil import HEARTBEAT, HEARTBEAT_S, TAG  # what `--prune` deletes has the tag
 from stages.contract import StageError
 
-TAG = "fairway"  # of everything that `deploy` makes, so that `--prune` knows what is its own
 COMMAND = "python -m prefect.engine"  # straight: Prefect's supervisor would import everything twice, five seconds more
 DEFAULT_CPU_POOL, DEFAULT_GPU_POOL = "cpu", "gpu"
-HEARTBEAT_S = 30  # what `fairway worker` sets; Prefect's least
-DEAD_AFTER_S = 90
+DEAD_AFTER_S = 3 * int(HEARTBEAT_S)
 
 OVERRIDE = r"^\s*[A-Za-z_][\w.\"*-]*\s*=[\s\S]*$"
 
@@ -302,13 +301,13 @@ def _automations() -> list[AutomationCore]:
     ended = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "AwaitingRetry", "Cached")}
     silent = AutomationCore(
         name="fairway: a run without heartbeat has crashed",
-        description=f"Runs send heartbeats every {HEARTBEAT_S} s; silent for {DEAD_AFTER_S} s: the machine is gone.",
+        description=f"Runs send heartbeats every {HEARTBEAT_S:.0f} s; silent for {DEAD_AFTER_S} s: the machine is gone",
         tags=[TAG],
         trigger=EventTrigger(
             match=each_run,
             match_related=ours,
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *ended},
+            after={"prefect.flow-run.Running", HEARTBEAT},
+            expect={HEARTBEAT, *ended},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from artifacts.backend import room
 from stages.contract import EXIT_USER_ERROR, PARENT, Device
 
 POLL_S = 0.05
 GRACE_S = 20.0  # between SIGTERM and SIGKILL: time for a checkpoint
 LOG_TAIL_LINES = 12
+_ROOM_FOR_A_WORD_BYTES = 1 << 16  # with less, a stage cannot even say why it failed
 
 # What a stage's process inherits. Thread counts and the hash seed are set, not inherited.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "USER", "LOGNAME", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
@@ -43,7 +46,10 @@ _RANKS = (  # torchrun's agent must die with us as well; see `die_with_parent`
 
 
 class StageFailed(RuntimeError):
-    """A stage's process ended without a report. `kind` is "user" (input or configuration) or "crash"."""
+    """A stage's process ended without a report.
+
+    `kind` is "user" (input or configuration), "machine" (its disk is full: it may go well elsewhere) or "crash".
+    """
 
     def __init__(self, stage: str, kind: str, message: str, log: Path | str) -> None:
         super().__init__(message)
@@ -255,14 +261,15 @@ def _killed_rank(log: str) -> str:
 
 
 def _failure(job: Job, folder: Path, code: int, log: Path, watch: Watch, ended_by: str) -> StageFailed:
-    error_path = folder / "error.json"
     if ended_by == "deadline":
         text = f"{job.stage} ran longer than its limit of {watch.deadline_s:.0f} s and was stopped; raise the limit"
         return StageFailed(job.stage, "crash", text, log)
     said = log.read_text(encoding="utf-8", errors="replace")
     killed = _killed_rank(said) if job.device.count > 1 else ""
-    if error_path.is_file():
-        error = json.loads(error_path.read_text(encoding="utf-8"))
+    error = _error(folder)
+    if error.get("kind") != "user" and (full := _full(folder, log)):
+        return StageFailed(job.stage, "machine", f"{job.stage} failed: {full}", log)
+    if error:
         if "SIGKILL" in killed:  # a rank that loses its peer fails of that, and gloo may abort; only this is a cause
             error["message"] += f"; {killed}"
         return StageFailed(job.stage, error["kind"], error["message"], log)
@@ -277,3 +284,24 @@ def _failure(job: Job, folder: Path, code: int, log: Path, watch: Watch, ended_b
     kind = "user" if code == EXIT_USER_ERROR else "crash"
     last = "\n".join(f"  {line}" for line in said.splitlines()[-LOG_TAIL_LINES:])
     return StageFailed(job.stage, kind, f"{job.stage} failed: {reason}\n{last}".rstrip(), log)
+
+
+def _error(folder: Path) -> dict[str, str]:
+    """What the stage left about its failure; {} if nothing, or half of it, as on a full disk."""
+    try:
+        return json.loads((folder / "error.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _full(folder: Path, log: Path) -> str:
+    """What to say if the stage ended because its disk was full; "" if it was not."""
+    said = [path.read_bytes()[-4096:] for path in (folder / "error.json", log) if path.is_file()]
+    told = any(b"No space left on device" in each or b"Disk quota exceeded" in each for each in said)
+    if not told and shutil.disk_usage(folder).free > _ROOM_FOR_A_WORD_BYTES:
+        return ""
+    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return (
+        f"a stage writes to this machine's disk, and {folder} has no room left for it: it took {used:,} bytes there"
+        f"{room(folder)}; make room, or run where there is more; what was done before it stays"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed, Failed, Scheduled
 
 from artifacts.errors import StoreError
 from flows.blocks import use
+from flows.clock import ahead_s, server_now, words
 from flows.doctor import Finding, devices, disk, packages, python, store_health
 from flows.remote_dispatch import STAGE_FLOW
 from flows.remote_stage import home
@@ -49,7 +51,10 @@ def preflight(pool: str) -> list[Finding]:
 
 def _ask(client: SyncPrefectClient, deployment: Any) -> list[Finding]:
     """Let a worker examine its machine; it must have a slot free."""
-    run = client.create_flow_run_from_deployment(deployment, parameters={"preflight": True}, name="preflight")
+    now = Scheduled(scheduled_time=server_now(str(client.api_url)))
+    run = client.create_flow_run_from_deployment(
+        deployment, parameters={"preflight": True}, name="preflight", state=now
+    )
     deadline_s = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline_s:
         state = client.read_flow_run(run.id).state
@@ -68,6 +73,14 @@ def _read(state: State[Any]) -> list[Finding]:
         return [Finding("answer", "fail", f"{state.name}: {state.message}", "look at the worker's log")]
 
 
+def clock() -> Finding:
+    """This machine's clock against the server's."""
+    difference_s = ahead_s(os.environ.get("PREFECT_API_URL", ""))
+    if not difference_s:
+        return Finding("clock", "ok", "as the server's")
+    return Finding("clock", "warn", words(difference_s), "set it: object stores refuse who is 15 minutes off")
+
+
 def answer(store: str, credentials: str = "") -> State[Any]:
     """A worker's side: what it finds, as the message of its run's state."""
     try:
@@ -75,6 +88,7 @@ def answer(store: str, credentials: str = "") -> State[Any]:
         barred = []
     except (StageError, StoreError) as error:
         barred = [Finding("credentials", "fail", str(error), "see docs/deploy.md")]
-    findings = [*python(), *packages(), *devices(), *disk(home()), *(barred or (store_health(store) if store else []))]
+    machine = [*python(), *packages(), *devices(), *disk(home()), clock()]
+    findings = [*machine, *(barred or (store_health(store) if store else []))]
     told = json.dumps([asdict(each) for each in findings if each.name not in ("venv", "environment")])
     return Failed(message=told) if any(each.state == "fail" for each in findings) else Completed(message=told)

@@ -7,12 +7,14 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from artifacts.backend import explained
+from artifacts.errors import StoreError
 from artifacts.safety import redact_argv
 from artifacts.store import Store
 from configs.load import DEFAULT_SCALE, Loaded, load_recipe
@@ -103,7 +105,7 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
         },
     )
     sweep(store, local)
-    with scratch_folder(local / "scratch", run.id) as scratch:
+    with scratch_folder(local / "scratch", run.id, run.settle) as scratch:
         session = Session(
             store=store,
             identity=identity,
@@ -158,18 +160,25 @@ def local_folder(store: Store) -> Path:
 
 
 @contextmanager
-def scratch_folder(root: Path, run_id: str) -> Iterator[Path]:
-    """A folder for this run, gone afterwards. While its lock is held, the run is alive."""
-    root.mkdir(parents=True, exist_ok=True)
+def scratch_folder(root: Path, run_id: str, settled: Callable[[], bool] = lambda: True) -> Iterator[Path]:
+    """A folder for this run, gone afterwards. While its lock is held, the run is alive.
+
+    A lock that stays behind, since the run's last word could not be written, lets `sweep` say it.
+    """
     folder, lock_path = root / run_id, root / f"{run_id}.lock"
-    with lock_path.open("w", encoding="ascii") as lock:
+    with explained(str(root), "make the scratch folder", run_id):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = lock_path.open("w", encoding="ascii")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go when we die, whatever kills us
-        folder.mkdir()
+        with explained(str(root), "make the scratch folder", run_id):
+            folder.mkdir()
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
+            if settled():
+                lock_path.unlink(missing_ok=True)
 
 
 def sweep(store: Store, local: Path) -> None:
@@ -179,7 +188,8 @@ def sweep(store: Store, local: Path) -> None:
             with lock_path.open("r+", encoding="ascii") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
-                mark_crashed(store, lock_path.stem)
-                lock_path.unlink(missing_ok=True)
+                with suppress(StoreError):  # said another time, when the store can be written again
+                    mark_crashed(store, lock_path.stem)
+                    lock_path.unlink(missing_ok=True)
         except (FileNotFoundError, BlockingIOError):
             continue  # its run is alive, or somebody else swept it

@@ -22,9 +22,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.states import Cancelled, Cancelling, Crashed
+from prefect.states import Cancelled, Cancelling, Crashed, Scheduled
 
 from artifacts.record import Record
+from flows.clock import server_now
 from flows.identity import Components
 from flows.launch import Interrupted, StageFailed
 from flows.naming import run_title
@@ -128,6 +129,7 @@ class Pool:
                 tags=[assignment["stage"], session.recipe, session.scale, f"seed-{session.seed}"],
                 idempotency_key=f"{assignment['key']}-{place}{forced}-{attempt}",
                 parent_task_run_id=context.task_run.id if context is not None else None,
+                state=Scheduled(scheduled_time=server_now(str(client.api_url))),  # by our own clock it may be tomorrow
             )
             if run.state is None or not run.state.is_final():
                 return run, run.parameters.get("run") == session.run.id or _before_us(client, run)

@@ -26,6 +26,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
+from artifacts.backend import NO_ROOM, host_name, room
 from artifacts.errors import StoreError, StoreRefused
 from artifacts.keyring import Credentials, held
 from artifacts.safety import redact_text
@@ -155,16 +156,22 @@ def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: Log) ->
     except StageError as error:
         return Failed(name="Refused", message=str(error))
     except StoreRefused as error:  # until somebody mends the credentials, nobody's next try goes better
-        return Failed(name="Refused", message=str(error))
+        return Failed(name="Refused", message=f"{worker_name()}: {error}")
     except (StoreError, OSError) as error:
-        return Crashed(message=redact_text(f"{type(error).__name__}: {error}"))
+        full = room(home()) if isinstance(error, OSError) and error.errno in NO_ROOM else ""
+        return Crashed(message=redact_text(f"{worker_name()}: {type(error).__name__}: {error}{full}"))
+
+
+def worker_name() -> str:
+    """Who says it, for people who have to mend it."""
+    return f"worker {os.environ.get('PREFECT__WORKER_NAME') or 'without a name'} on {host_name()}"
 
 
 def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> dict[str, Any]:
     """Start the published program and follow it until it has ended; its result, or {} if it left none."""
     progress = Progress(assignment.label, log)
     tree = folder / "tree"
-    unpack_source(Store.open(assignment.store).read_object(assignment.source), tree)
+    unpack_source(Store.open(assignment.store, proven=True).read_object(assignment.source), tree)
     (folder / "assignment.json").write_text(json.dumps(assignment.to_json()), encoding="utf-8")
     keys = held(assignment.store)
     process = subprocess.Popen(
@@ -250,13 +257,15 @@ def _state(assignment: Assignment, result: Mapping[str, Any], vigil: Vigil) -> S
         return Completed(name=name, message=f"{assignment.stage}/{assignment.key[:12]}")
     if error in ("user", "crash"):
         return Failed(name="Refused" if error == "user" else "Failed", message=result["message"])
+    if error == "denied":
+        return Failed(name="Refused", message=f"{worker_name()}: {redact_text(result['message'])}")
     reason = vigil.verdict()
     if reason == "cancelled":
         return Cancelled(message=vigil.message or WORDS[reason])
     if reason:
         return Crashed(message=WORDS[reason])
     text = result.get("message") or f"the program on the worker ended with code {result.get('exit')}"
-    return Crashed(message=redact_text(text))
+    return Crashed(message=redact_text(f"{worker_name()}: {text}"))
 
 
 def _link(assignment: Assignment, result: Mapping[str, Any]) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from artifacts.errors import NotFound
+from artifacts.errors import NotFound, StoreError
 
 STATES = ("running", "completed", "failed", "crashed", "cancelled")
 
@@ -93,6 +94,7 @@ class RunDocument:
             "steps": [],
         }
         self._steps: dict[tuple[str, str], dict[str, Any]] = {}
+        self._settled = True  # unless writing the final state has failed
 
     @property
     def id(self) -> str:
@@ -140,7 +142,17 @@ class RunDocument:
             for entry in self._steps.values():
                 if entry.get("state") == "running":
                     entry["state"] = "cancelled" if state == "cancelled" else "failed"
+            self._settled = False
             self._store.write_run(self._current())
+            self._settled = True
+
+    def settle(self) -> bool:
+        """Write the final state again if that failed, as on a full disk that has room by now; whether it is written."""
+        if not self._settled:
+            with suppress(StoreError), self._lock:
+                self._store.write_run(self._current())
+                self._settled = True
+        return self._settled
 
     def abandon(self, error: BaseException) -> None:
         """Close a document that nobody has closed: what ended the run happened outside the flow."""

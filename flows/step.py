@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from artifacts.backend import NO_ROOM, room
 from artifacts.records import Published
 from flows.identity import Components
-from flows.launch import Interrupted, Job, Watch, launch
+from flows.launch import Interrupted, Job, StageFailed, Watch, launch
 from flows.mirror import Mirror
 from flows.river import Step
 from flows.rundoc import utc_now
@@ -150,6 +151,13 @@ def made(
         seconds = round(time.monotonic() - started, 3)
         spent = {"source": source.sha256, "started": started_at, "finished": utc_now(), "seconds": seconds}
         yield Made(folder / "out", report, spent)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        text = (
+            f"{step.label} needs room for its files on this machine ({error}){room(session.scratch)}; make room there"
+        )
+        raise StageFailed(step.stage, "machine", text, session.logs / f"{step.label}.log") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

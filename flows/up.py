@@ -6,6 +6,7 @@ an id that the kernel gave to somebody else is never signalled. Nothing here imp
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -38,6 +39,7 @@ SERVER = {
 WORKER = {
     **QUIET,
     "PREFECT_WORKER_QUERY_SECONDS": "2",
+    "PREFECT_WORKER_PREFETCH_SECONDS": "10",
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
     "PREFECT_WORKER_CANCELLATION_POLL_SECONDS": "5",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
@@ -167,6 +169,31 @@ def answers(api: str) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, OSError, ValueError):
         return False
+
+
+def admits(api: str) -> bool:
+    """Whether the server lets us in: by what the environment says, or by what a profile of Prefect's does."""
+    secret = os.environ.get("PREFECT_API_AUTH_STRING", "")
+    header = {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"} if secret else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{api}/version", headers=header), timeout=10):
+            return True
+    except urllib.error.HTTPError as refusal:
+        return refusal.code not in (401, 403) or _admits_client()
+    except (urllib.error.URLError, OSError):
+        return True  # it answered a moment ago; what is wrong now is no password
+
+
+def _admits_client() -> bool:
+    from prefect.client.orchestration import get_client  # only to ask what it is configured with
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+    except PrefectHTTPStatusError as refusal:
+        return refusal.response.status_code not in (401, 403)
+    return True
 
 
 def down(folder: Path) -> list[str]:

@@ -20,10 +20,16 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
+from prefect.events import emit_event
 from prefect.exceptions import Abort, PrefectException
 from rich.console import Console
 
+from flows.clock import server_now
+
 ASK_EVERY_S = 2.0
+TAG = "fairway"  # of every run of a deployment of ours
+HEARTBEAT = "fairway.heartbeat"  # Prefect's own carries the sender's clock, by which a living run can seem long dead
+HEARTBEAT_S = 30.0
 Reason = Literal["", "cancelled", "terminated", "orphaned", "replaced"]
 
 WORDS = {
@@ -62,6 +68,16 @@ class Vigil:
         self._parent = os.getppid()
         self._over = threading.Event()
 
+    def _beat(self) -> None:
+        """Say to the server's automations that this run lives, by the server's clock and until its last moment."""
+        resource = {"prefect.resource.id": f"prefect.flow-run.{self._flow_run}"}
+        tag = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
+        while self.reason != "replaced":
+            now = server_now(os.environ.get("PREFECT_API_URL", ""))
+            emit_event(HEARTBEAT, resource, occurred=now, related=[tag])
+            if self._over.wait(HEARTBEAT_S):
+                return
+
     @contextlib.contextmanager
     def watching(self, on_stop: Callable[[], None] = lambda: None) -> Iterator[Vigil]:
         """Watch during the body; signals are heard too."""
@@ -81,8 +97,9 @@ class Vigil:
         former: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             former = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-        thread = threading.Thread(target=look, name="vigil", daemon=True)
-        thread.start()
+        threading.Thread(target=look, name="vigil", daemon=True).start()
+        if self._flow_run is not None:
+            threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         try:
             yield self
         finally:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -37,6 +38,7 @@ from flows.slots import Slots
 from flows.step import made
 from stages.contract import StageError, die_with_parent
 
+_RESULT_BYTES = 1 << 16  # room that is kept for what is said at the end
 STOP_LIMIT_S = 3600.0  # whoever started us decides how long a stage may take to stop
 
 
@@ -57,6 +59,9 @@ class Office:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
+        self._ballast = folder / "ballast"
+        with suppress(OSError):
+            self._ballast.write_bytes(bytes(_RESULT_BYTES))
 
     @property
     def log(self) -> Path:
@@ -68,11 +73,13 @@ class Office:
         line: dict[str, Any] = {"kind": event.kind, "text": event.text}
         if event.progress is not None:
             line["progress"] = asdict(event.progress)
-        with self._lock, (self.folder / "events.jsonl").open("a", encoding="utf-8") as lines:
+        # On a full disk the stage's own writing decides, not a line for the eye.
+        with suppress(OSError), self._lock, (self.folder / "events.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
 
     def end(self, result: dict[str, Any]) -> None:
-        """Leave the result, all of it or nothing."""
+        """Leave the result, all of it or nothing, on a full disk too."""
+        self._ballast.unlink(missing_ok=True)
         path = self.folder / "result.json"
         path.with_suffix(".part").write_text(json.dumps(result), encoding="utf-8")
         path.with_suffix(".part").replace(path)
@@ -124,7 +131,7 @@ def _run(assignment: Assignment, session: Session, lost: Callable[[], bool]) -> 
 
 def open_session(assignment: Assignment, office: Office) -> Session:
     """A session for one step: this source tree, the assignment's store, this machine."""
-    store = Store.open(assignment.store)
+    store = Store.open(assignment.store, proven=True)
     scratch = office.folder / "scratch"
     scratch.mkdir()
     return Session(
@@ -160,10 +167,17 @@ def _result(assignment: Assignment, office: Office, session: Session) -> dict[st
         return {"error": "interrupted", "message": str(error)}
     except StageFailed as error:
         return {"error": error.kind, "message": str(error), **_keep(session.store, Path(error.log))}
-    except (StageError, StoreRefused) as error:
+    except StageError as error:
         return {"error": "user", "message": str(error)}
+    except StoreRefused as error:
+        return {"error": "denied", "message": str(error)}
     except (StoreError, OSError) as error:
-        return {"error": "machine", "message": f"{type(error).__name__}: {error}"}
+        return _machine(error)
+
+
+def _machine(error: Exception) -> dict[str, Any]:
+    """A failure that is not the stage's: another attempt may go well."""
+    return {"error": "machine", "message": f"{type(error).__name__}: {error}"}
 
 
 def _keep(store: Store, log: Path) -> dict[str, str]:
@@ -182,7 +196,14 @@ def main() -> int:
     assignment = Assignment.from_json(raw)
     if assignment.credentials:
         hang(assignment.store, Credentials.loads(sys.stdin.buffer.read()))
-    session = open_session(assignment, office)
+    try:
+        session = open_session(assignment, office)
+    except StoreRefused as error:
+        office.end({"error": "denied", "message": str(error)})
+        return 0
+    except (StoreError, OSError) as error:
+        office.end(_machine(error))
+        return 0
 
     def stop(number: int, frame: FrameType | None) -> None:
         if session.cancel.is_set():

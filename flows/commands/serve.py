@@ -7,9 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+from artifacts.store import Store
+from flows.clock import ahead_s, words
 from flows.server import quiet
 from flows.tables import print_json
-from flows.up import LOOPBACK, answers, api_address, down, erase, up, worker_command, worker_environment
+from flows.up import LOOPBACK, admits, answers, api_address, down, erase, up, worker_command, worker_environment
 from stages.contract import StageError
 
 
@@ -31,6 +33,11 @@ def use_server(folder: str) -> str:
         )
     if not answers(api):
         raise StageError(f"the Prefect server answers; {api} does not; start it, or set PREFECT_API_URL to another")
+    if not admits(api):
+        raise StageError(
+            f"the Prefect server at {api} has a password, and what this machine says is not it; set "
+            "PREFECT_API_AUTH_STRING to the server's own (PREFECT_SERVER_API_AUTH_STRING)"
+        )
     return api
 
 
@@ -90,6 +97,8 @@ def _deploy(arguments: argparse.Namespace, cpu_limit: int | None = None) -> list
     quiet()
     from flows.deploy import Plan, deploy  # imports Prefect
 
+    if "://" in arguments.store and not arguments.credentials:
+        Store.open(arguments.store)  # a store that refuses us would refuse every run, later and elsewhere
     pools, named = (arguments.cpu_pool, arguments.gpu_pool), arguments.credentials
     deployed = deploy(Plan(arguments.store, *pools, arguments.prune, credentials=named, cpu_limit=cpu_limit))
     return list(deployed.deployments)
@@ -100,6 +109,11 @@ def worker_command_line(arguments: argparse.Namespace) -> int:
     api = use_server(arguments.folder)
     command = worker_command(arguments.pool, arguments.limit, arguments.name)
     os.environ.update(worker_environment(api, Path.cwd()))
+    if difference_s := ahead_s(api):
+        sys.stderr.write(f"fairway: this machine's clock is {words(difference_s)}; it is reckoned with, but set it\n")
+        # A worker asks for what is due by its own clock.
+        prefetch_s = float(os.environ["PREFECT_WORKER_PREFETCH_SECONDS"]) + difference_s
+        os.environ["PREFECT_WORKER_PREFETCH_SECONDS"] = f"{prefetch_s:.0f}"
     sys.stdout.flush()
     os.execv(command[0], command)  # its signals and its exit code are ours
     raise AssertionError  # execv does not return

@@ -227,6 +227,7 @@ class Refusing:
 @pytest.fixture
 def refusing(s3_bucket, monkeypatch):
     monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(remote, "_ANSWERED", set())  # by others that had the same address
 
     def make(*codes: str | None):
         backend = open_backend(f"s3://{s3_bucket}/x")

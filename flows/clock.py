@@ -1,0 +1,43 @@
+"""This machine's clock against the server's. Nothing may depend on their being equal, and Prefect does in four places:
+
+a worker asks for runs that are due by *its* clock, who creates a run says by *his* when it is due, heartbeats carry the
+sender's time, and automations weigh them by the server's. So whoever of ours does one of these adds the difference.
+Nothing here imports Prefect.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import cache
+
+EQUAL_S = 10.0  # clocks that differ by less are called equal: an answer's date has whole seconds, and travels
+
+
+@cache
+def ahead_s(api: str) -> float:
+    """By how much the server's clock is ahead of ours, in seconds; 0 if they are equal or nobody can say."""
+    try:
+        try:
+            answer = urllib.request.urlopen(f"{api}/health", timeout=10)
+        except urllib.error.HTTPError as refusal:  # it has a date too
+            answer = refusal
+        with answer:
+            said = parsedate_to_datetime(answer.headers["Date"])
+    except (OSError, ValueError, TypeError):
+        return 0.0
+    difference_s = said.timestamp() - time.time()
+    return difference_s if abs(difference_s) > EQUAL_S else 0.0
+
+
+def server_now(api: str) -> datetime:
+    """This moment by the clock of the server at `api`."""
+    return datetime.now(UTC) + timedelta(seconds=ahead_s(api))
+
+
+def words(difference_s: float) -> str:
+    """`7200 s behind`: this machine's clock, when the server's is `difference_s` ahead."""
+    return f"{abs(difference_s):.0f} s {'behind' if difference_s > 0 else 'ahead of'} the server's"
