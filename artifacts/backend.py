@@ -111,7 +111,7 @@ def open_backend(url: str | Path, proven: bool = False) -> Backend:
 
 @contextmanager
 def explained(
-    url: str, doing: str, path: str, hide: Callable[[str], str] = redact_text, needs_bytes: int | None = None
+    url: str, doing: str, path: str, hide: Callable[[str], str] = redact_text, *, needs_bytes: int | None = None
 ) -> Iterator[None]:
     """Turn the operating system's and a driver's errors into the store's, with what to do; missing files stay as is.
 

@@ -312,9 +312,8 @@ class FsspecBackend:
             advice = f"see whether they are there, right, and may do that, on {host_name()}"
             if code == _TOO_SKEWED:
                 advice = f"the clock of {host_name()} differs too much from the store's: set it"
-            raise StoreRefused(
-                f"the store {self.url} must let us {doing} {path}; it refuses the credentials, {whose}: {said}; {advice}"
-            ) from self._shown(error)
+            rule = f"the store {self.url} must let us {doing} {path}; it refuses the credentials"
+            raise StoreRefused(f"{rule}, {whose}: {said}; {advice}") from self._shown(error)
 
     def _hide(self, text: str) -> str:
         """A driver's words without addresses' or our own secrets."""

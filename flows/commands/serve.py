@@ -7,12 +7,16 @@ import os
 import sys
 from pathlib import Path
 
+from artifacts.errors import StoreRefused, StoreUnavailable
 from artifacts.store import Store
 from flows.clock import ahead_s, words
 from flows.server import quiet
 from flows.tables import print_json
 from flows.up import LOOPBACK, admits, answers, api_address, down, erase, up, worker_command, worker_environment
 from stages.contract import StageError
+
+# How drivers say that there is nothing to refuse.
+_NO_CREDENTIALS = ("NoCredentialsError", "DefaultCredentialsError", "CredentialUnavailableError")
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -97,11 +101,24 @@ def _deploy(arguments: argparse.Namespace, cpu_limit: int | None = None) -> list
     quiet()
     from flows.deploy import Plan, deploy  # imports Prefect
 
-    if "://" in arguments.store and not arguments.credentials:
-        Store.open(arguments.store)  # a store that refuses us would refuse every run, later and elsewhere
+    if not arguments.credentials:
+        _try(arguments.store)
     pools, named = (arguments.cpu_pool, arguments.gpu_pool), arguments.credentials
     deployed = deploy(Plan(arguments.store, *pools, arguments.prune, credentials=named, cpu_limit=cpu_limit))
     return list(deployed.deployments)
+
+
+def _try(store: str) -> None:
+    """Refuse to deploy a store that refuses this machine's credentials, as it would later and elsewhere.
+
+    A machine that has none, or is not where the store is, may deploy all the same, and hears of it.
+    """
+    try:
+        Store.open(store)
+    except (StoreRefused, StoreUnavailable) as error:
+        if isinstance(error, StoreRefused) and not any(name in str(error) for name in _NO_CREDENTIALS):
+            raise
+        sys.stderr.write(f"fairway: {error}\n")
 
 
 def worker_command_line(arguments: argparse.Namespace) -> int:
