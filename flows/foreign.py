@@ -8,6 +8,7 @@ it were. The recipe lends its documents, tokenizer and protocols; nothing is tra
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import sentencepiece
 
 from artifacts.digest import hash_file
-from artifacts.record import File, digest_files
+from artifacts.record import File, Record, digest_files
 from configs.load import Loaded, load_recipe
 from flows import verdicts
 from flows.launch import Interrupted
@@ -41,6 +42,10 @@ _MAKERS = {  # the outputs that such a file may be
     "archive": (("compress", "archive"),),
     "weights": (("average", "weights"), ("train", "raw"), ("train", "ema")),
 }
+
+
+_PADDING = 128  # embedding matrices are padded to multiples of at most this
+_WHICH = "name the recipe that it was trained for, or give --val and --tokenizer"
 
 
 @dataclass(frozen=True)
@@ -119,8 +124,10 @@ def score(given: Given, question: Question, tell: Callable[[Event], None] = lamb
             prepared.session.packed = Packed(folder, (given.file,))
             outcomes = _flow(given, prepared)
             why = _rejected(given, prepared.session)
+            # Neither this store nor who asks says which tokenizer it was: that of the recipe is taken on trust.
+            trusted = not question.tokenizer and not _tokenizers(given, prepared.session)
             scores = {
-                o.step.part: _score(o, why, _audited(prepared.session, o))
+                o.step.part: _score(o, why, _audited(prepared.session, o), ["tokenizer assumed"] if trusted else [])
                 for o in outcomes
                 if o.step.stage == "evaluate"
             }
@@ -215,7 +222,8 @@ def _flow(given: Given, prepared: Prepared) -> list[Outcome]:
         outcomes.append(hit_or_run(step, session))
         outputs[step.id] = outcomes[-1].record.files
         if step.stage == "vocabulary":
-            _same_vocabulary(given, outcomes[-1].record.report)
+            _same_vocabulary(given, outcomes[-1].record)
+            _same_tokenizer(given, outcomes[-1].record, session)
     inputs = {
         given.kind: _network(given, session),
         "tokenizer": of(outputs, "vocabulary", "tokenizer"),
@@ -231,14 +239,35 @@ def _flow(given: Given, prepared: Prepared) -> list[Outcome]:
 def _network(given: Given, session: Session) -> Input:
     """The file as an input; its producer is the stage that made it here, if one did, so that `reject` finds it."""
     digest = digest_files((given.file,))
+    for record, role in _makers(given, session):
+        step = Step(record.stage, record.part, StageConfig(), {}, None, None)
+        session.done[step.id] = Outcome(step, record, "cached", record.label, 0.0)
+        return Input(digest, (given.file,), ((record.stage, record.part, role),))
+    return Input(digest, (given.file,))
+
+
+def _makers(given: Given, session: Session) -> Iterator[tuple[Record, str]]:
+    """The records of this store that made such a file, with the output that it is."""
+    digest = digest_files((given.file,))
     for stage, role in _MAKERS[given.kind]:
         for name, key in session.store.records(stage):
             record = session.store.get(name, key)
             if record is not None and record.role_digest(role) == digest:
-                step = Step(stage, record.part, StageConfig(), {}, None, None)
-                session.done[step.id] = Outcome(step, record, "cached", record.label, 0.0)
-                return Input(digest, (given.file,), ((stage, record.part, role),))
-    return Input(digest, (given.file,))
+                yield record, role
+
+
+def _tokenizers(given: Given, session: Session) -> set[str]:
+    """Digests of the tokenizers that the file's network was trained with, as far as this store knows."""
+    found: set[str] = set()
+    above = [record for record, _ in _makers(given, session)]
+    while above:
+        record = above.pop()
+        if record.stage == "train":
+            found.add(record.inputs["tokenizer"]["digest"])
+            continue
+        parents = (session.store.get(each["stage"], each["key"]) for each in record.producers())
+        above += [parent for parent in parents if parent is not None]
+    return found
 
 
 def _rejected(given: Given, session: Session) -> str:
@@ -264,13 +293,23 @@ def _side_by_side(steps: Sequence[Step], session: Session) -> list[Outcome]:
             raise
 
 
-def _same_vocabulary(given: Given, report: Mapping[str, Any]) -> None:
-    pieces = report["pieces"]
-    if given.network.vocab < pieces:
+def _same_vocabulary(given: Given, vocabulary: Record) -> None:
+    """As many ids as pieces; rows that only pad the matrix may come on top."""
+    pieces = vocabulary.report["pieces"]
+    if not pieces <= given.network.vocab <= _PADDING * math.ceil(pieces / _PADDING):
         raise StageError(
             f"a network scores the ids of the tokenizer that it was trained with; {given.path.name} has "
-            f"{given.network.vocab:,} of them and the tokenizer {pieces:,} pieces; name the recipe that it was trained "
-            "for, or give --val and --tokenizer"
+            f"{given.network.vocab:,} of them and the tokenizer {pieces:,} pieces; {_WHICH}"
+        )
+
+
+def _same_tokenizer(given: Given, vocabulary: Record, session: Session) -> None:
+    """If this store knows which tokenizer it was: that one. An equal number of pieces does not make them equal."""
+    known, here = _tokenizers(given, session), vocabulary.role_digest("tokenizer")
+    if known and here not in known:
+        raise StageError(
+            f"a network scores the ids of the tokenizer that it was trained with; that of {given.path.name} was "
+            f"{', '.join(sorted(digest[:12] for digest in known))} and this one is {here[:12]}; {_WHICH}"
         )
 
 
@@ -286,14 +325,15 @@ def _audited(session: Session, outcome: Outcome) -> str:
     return verdicts.mark(found[1], outcome.step.part) or "not audited"
 
 
-def _score(outcome: Outcome, rejected: str, audited: str) -> dict[str, Any]:
+def _score(outcome: Outcome, rejected: str, audited: str, marks: Sequence[str]) -> dict[str, Any]:
     report = outcome.record.report
     broken = sorted(set(report["rules_broken"]))
     verdict = [f"rejected: {rejected}"] if rejected else []
     verdict += [f"breaks {' '.join(broken)}"] if broken else []
     verdict.append(audited)
     return {
-        **{name: report[name] for name in ("bpb", "nats_per_token", "tokens", "bytes", "marks")},
+        **{name: report[name] for name in ("bpb", "nats_per_token", "tokens", "bytes")},
+        "marks": [*report["marks"], *marks],
         "rules_broken": broken,
         "verdict": "; ".join(verdict),
         "record": f"evaluate/{outcome.record.key}",

@@ -137,6 +137,49 @@ def test_a_tokenizer_with_more_pieces_than_the_network_has_ids_is_refused(
         score(replace(small, path=files["mine.fwy"]), ask(files, tmp_path / "store"))
 
 
+def test_a_tokenizer_with_far_fewer_pieces_than_the_network_has_ids_is_refused(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    wide = Given(files["mine.fwy"], "archive", inspect(files["mine.fwy"]).file, replace(NETWORK, vocab=1024))
+    with pytest.raises(StageError, match="1,024 of them and the tokenizer 384 pieces"):
+        score(wide, ask(files, tmp_path / "store"))
+
+
+def test_another_tokenizer_of_the_same_size_is_refused_if_the_store_knows_the_right_one(
+    scored: tuple[dict[str, Any], Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    _, folder = scored
+    store = Store.open(folder)
+    right = "a" * 64
+    for stage, role, content in (("train", "raw", b"weights"), ("compress", "archive", files["mine.fwy"].read_bytes())):
+        path = tmp_path / stage / role / f"{role}.fwy"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    trained = store.publish(
+        stage="train", key="2" * 64, folder=tmp_path / "train", components={}, report={},
+        inputs={"tokenizer": {"digest": right, "from": []}},
+    ).record  # fmt: skip
+    given = {"weights": {"digest": "b" * 64, "from": [trained.producer("raw")]}}
+    made = store.publish(
+        stage="compress", key="3" * 64, folder=tmp_path / "compress", components={}, report={}, inputs=given
+    ).record
+    with pytest.raises(StageError, match=f"was {right[:12]} and this one is"):
+        score(inspect(files["mine.fwy"]), ask(files, folder))
+    store.reject(f"compress/{made.key}", "not of this test")
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_nobody_vouches_for_is_marked(files: dict[str, Path], tmp_path: Path) -> None:
+    """Of the recipe's own size, so that nothing tells them apart."""
+    vocab = load_recipe("quickstart", "smoke").recipe.vocabulary.size
+    network = replace(NETWORK, vocab=vocab)
+    state = {name: tensor.detach().half() for name, tensor in GPT(network).state_dict().items()}
+    write_archive(tmp_path / "other.fwy", state, network)
+    question = ask(files, tmp_path / "store", val="", tokenizer="")
+    found = score(inspect(tmp_path / "other.fwy"), question)
+    assert "tokenizer assumed" in found["scores"]["roundtrip"]["marks"]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [(b"FWAY and no more", "damaged"), (b"something else", "not a safetensors file"), (b"", "empty")],
