@@ -31,11 +31,17 @@ class LiveRun:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        if event.kind == "start":
-            self._tasks[event.label] = self._bars.add_task(event.label, total=None, says="")
-        elif event.kind == "progress" and event.progress is not None and event.label in self._tasks:
+        if event.kind == "start" or (event.kind == "progress" and event.label not in self._tasks):
+            # Before a stage starts its inputs are fetched, which may take long enough to be shown.
+            old = self._tasks.pop(event.label, None)
+            if old is not None:
+                self._bars.remove_task(old)
+            says = describe(event) if event.kind == "progress" else ""
+            self._tasks[event.label] = self._bars.add_task(event.label, total=None, says=says)
+        elif event.kind == "progress":
             p = event.progress
-            self._bars.update(self._tasks[event.label], completed=p.done, total=p.total, says=describe(event))
+            where = {} if p is None else {"completed": p.done, "total": p.total}
+            self._bars.update(self._tasks[event.label], says=describe(event), **where)
         else:
             if event.kind in ("done", "failed") and event.label in self._tasks:
                 self._bars.remove_task(self._tasks.pop(event.label))

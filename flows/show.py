@@ -33,7 +33,7 @@ class PlainRun:
             self._told[event.label] = time.monotonic()
         if event.kind == "progress":
             now = time.monotonic()
-            if event.progress is None or now - self._told.get(event.label, 0.0) < PLAIN_EVERY_S:
+            if not (event.progress or event.text) or now - self._told.get(event.label, 0.0) < PLAIN_EVERY_S:
                 return
             self._told[event.label] = now
         self._out.write(f"{event.label:<22} {describe(event)}\n")

@@ -16,6 +16,7 @@ from typing import Any
 
 from artifacts.backend import NO_ROOM, room
 from artifacts.records import Published
+from flows.hauling import told
 from flows.identity import Components
 from flows.launch import Interrupted, Job, StageFailed, Watch, launch
 from flows.mirror import Mirror
@@ -95,6 +96,7 @@ def _run(step: Step, key: str, components: Components, session: Session, lost: C
             inputs=session.lineage(step),
             provenance={**session.provenance(), "run": session.run.id, **result.spent},
             folder=result.out,
+            tell=told(session, step.label),
         )
     session.store.remove_attempt(key)
     return published
@@ -190,7 +192,7 @@ def _lay_out(step: Step, root: Path, packed: Path, session: Session) -> Mapping[
         if given.files and given.origin:
             folders[role] = root / role
             verify = "full" if step.stage in FULLY_VERIFIED else "stamp"
-            session.store.fetch(given.files, folders[role], verify=verify)
+            session.store.fetch(given.files, folders[role], verify=verify, tell=told(session, step.label))
         elif given.files:
             folders[role] = root / role
             copy_files((file.path for file in given.files), packed, folders[role])

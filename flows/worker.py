@@ -27,6 +27,7 @@ from artifacts.keyring import Credentials, hang
 from artifacts.records import Published
 from artifacts.store import Store
 from flows.closure import ROOT
+from flows.hauling import told
 from flows.identity import Identity
 from flows.launch import Interrupted, StageFailed
 from flows.mirror import Mirror
@@ -124,6 +125,7 @@ def _run(assignment: Assignment, session: Session, lost: Callable[[], bool]) -> 
             inputs=lineage,
             provenance={**session.provenance(), "run": assignment.run, **kept, **result.spent},
             folder=result.out,
+            tell=told(session, step.label),
         )
     session.store.remove_attempt(key)
     return published, kept

@@ -12,6 +12,7 @@ from typing import Any
 from artifacts.record import Record
 from artifacts.store import Store
 from artifacts.transfer import Transferred
+from flows.hauling import on_terminal
 from flows.provenance import user
 from flows.rundoc import label_of
 from flows.tables import bytes_text, print_json, print_table, seconds_text
@@ -121,7 +122,8 @@ def _get(store: Store, arguments: argparse.Namespace) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StageError(f"`get` writes into a new or empty folder; {folder} is neither; choose another")
     folder.mkdir(parents=True, exist_ok=True)
-    store.fetch(record.files, folder, verify="full", link=False)
+    with on_terminal() as tell:
+        store.fetch(record.files, folder, verify="full", link=False, tell=tell)
     if arguments.json:
         print_json({"folder": str(folder), "files": [asdict(file) for file in record.files]})
     else:
@@ -166,7 +168,8 @@ def _du(store: Store, arguments: argparse.Namespace) -> int:
 
 def _export(store: Store, arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
-    record = store.export(arguments.artifact, path, closure=arguments.closure)
+    with on_terminal() as tell:
+        record = store.export(arguments.artifact, path, closure=arguments.closure, tell=tell)
     if arguments.json:
         print_json({"artifact": record.label, "key": record.key, "file": str(path), "bytes": path.stat().st_size})
     else:
@@ -175,15 +178,21 @@ def _export(store: Store, arguments: argparse.Namespace) -> int:
 
 
 def _import(store: Store, arguments: argparse.Namespace) -> int:
-    return _transferred(store.import_(Path(arguments.file)), arguments)
+    with on_terminal() as tell:
+        done = store.import_(Path(arguments.file), tell)
+    return _transferred(done, arguments)
 
 
 def _push(store: Store, arguments: argparse.Namespace) -> int:
-    return _transferred(store.push(Store.open(arguments.other), [arguments.artifact]), arguments)
+    with on_terminal() as tell:
+        done = store.push(Store.open(arguments.other), [arguments.artifact], tell=tell)
+    return _transferred(done, arguments)
 
 
 def _pull(store: Store, arguments: argparse.Namespace) -> int:
-    return _transferred(store.pull(Store.open(arguments.other), [arguments.artifact]), arguments)
+    with on_terminal() as tell:
+        done = store.pull(Store.open(arguments.other), [arguments.artifact], tell=tell)
+    return _transferred(done, arguments)
 
 
 def _transferred(done: Transferred, arguments: argparse.Namespace) -> int:
