@@ -256,12 +256,12 @@ def test_damage_that_another_run_has_mended_by_now_ends_nothing(finished: Path, 
     """Both runs find the bytes damaged; the other one has made them again before ours looks."""
     real, failed = Store.fetch, threading.Event()
 
-    def damaged_once(self, files, folder, verify="stamp", link=True):
+    def damaged_once(self, files, folder, verify="stamp", link=True, tell=None):
         files = list(files)
         if verify == "full" and not failed.is_set():
             failed.set()
             raise DamagedArtifact(files[0].path, files[0].sha256, "other bytes")
-        return real(self, files, folder, verify, link)
+        return real(self, files, folder, verify, link, tell)
 
     monkeypatch.setattr(Store, "fetch", damaged_once)
     events: list[Event] = []
@@ -280,11 +280,11 @@ def test_a_source_that_changes_while_corpus_reads_it_leaves_no_result(tree: Path
 def test_a_disk_that_damages_without_end_ends_the_run(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = Store.fetch
 
-    def failing(self, files, folder, verify="stamp", link=True):
+    def failing(self, files, folder, verify="stamp", link=True, tell=None):
         files = list(files)
         if verify == "full":
             raise DamagedArtifact(files[0].path, files[0].sha256, None)
-        return real(self, files, folder, verify, link)
+        return real(self, files, folder, verify, link, tell)
 
     monkeypatch.setattr(Store, "fetch", failing)
     with pytest.raises(DamagedArtifact):
