@@ -250,9 +250,8 @@ def _makers(given: Given, session: Session) -> Iterator[tuple[Record, str]]:
     """The records of this store that made such a file, with the output that it is."""
     digest = digest_files((given.file,))
     for stage, role in _MAKERS[given.kind]:
-        for name, key in session.store.records(stage):
-            record = session.store.get(name, key)
-            if record is not None and record.role_digest(role) == digest:
+        for record, _ in session.store.all_records(stage):
+            if record.role_digest(role) == digest:
                 yield record, role
 
 
@@ -316,9 +315,8 @@ def _same_tokenizer(given: Given, vocabulary: Record, session: Session) -> None:
 def _audited(session: Session, outcome: Outcome) -> str:
     """What the latest audit here made of this very score, if there is one."""
     found: tuple[str, Mapping[str, Any]] = ("", {})
-    for stage, key in session.store.records("audit"):
-        record = session.store.get(stage, key)
-        if record is not None and any(each["record"] == outcome.record.id for each in record.producers()):
+    for record, _ in session.store.all_records("audit"):
+        if any(each["record"] == outcome.record.id for each in record.producers()):
             found = max(
                 found, (record.provenance["published"], verdicts.summary(record.report)), key=lambda one: one[0]
             )

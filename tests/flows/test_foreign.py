@@ -118,6 +118,23 @@ def test_the_stage_that_made_a_file_is_its_producer_and_a_rejection_is_told(
     assert after["verdict"] == "rejected: trained on val; not audited"
 
 
+@pytest.mark.parametrize("stage", ["compress", "audit"])
+def test_somebody_elses_damaged_record_does_not_stop_a_score(
+    scored: tuple[dict[str, Any], Path], files: dict[str, Path], tmp_path: Path, stage: str
+) -> None:
+    """The store is looked through for who made the file and who audited its score."""
+    result, folder = scored
+    (tmp_path / "out" / "role").mkdir(parents=True)
+    (tmp_path / "out" / "role" / "file").write_bytes(stage.encode())
+    store = Store.open(folder)
+    store.publish(stage=stage, key="2" * 64, folder=tmp_path / "out", components={}, report={}, inputs={})
+    path = folder / "records" / stage / f"{'2' * 64}.json"
+    path.write_bytes(path.read_bytes().replace(b"role/file", b"role/fine"))
+    again = score(inspect(files["mine.fwy"]), ask(files, folder))
+    assert again["scores"]["roundtrip"]["bpb"] == result["scores"]["roundtrip"]["bpb"]
+    path.unlink()
+
+
 def test_float_weights_are_scored_as_the_diagnostic_that_they_are(
     scored: tuple[dict[str, Any], Path], files: dict[str, Path]
 ) -> None:
