@@ -56,6 +56,7 @@ class Slots:
         """Wait for room and yield the environment that goes with it; a request above the machine's size gets it all.
 
         Whether a requested GPU exists is checked by the stage itself, whose message says what is missing.
+        Once `cancel` is set nothing is waited for, and nothing may have been lent: whoever borrows looks at it.
         """
         cores = min(self.cores, max(1, device.threads * device.count))
         held: list[Claim] = []

@@ -135,6 +135,8 @@ def made(
         if mirror is not None:
             mirror.restore(checkpoints)
         with session.slots.lend(_share(step, device), session.cancel) as extra:
+            if session.cancel.is_set():  # and nothing may have been lent
+                raise Interrupted(f"{step.label} was not started")
             session.run.step(step.stage, step.part, state="running", key=key)
             session.tell(Event("start", step.label))
             job = Job(

@@ -199,6 +199,26 @@ def test_a_run_that_is_cancelled_stops_soon_and_can_go_on(tree: Path, tmp_path: 
     assert ran(run_toy(request(tmp_path, tree)))[0] == "train"
 
 
+def test_a_step_that_waits_for_a_core_when_the_run_is_cancelled_never_starts(finished: Path, tmp_path: Path):
+    """It would start without the claim on a GPU that it waited for."""
+    behave(finished, "evaluate", "time.sleep(2)")
+    cancels: list[threading.Event] = []
+    started: list[str] = []
+
+    def cancel_at_the_first(event: Event) -> None:
+        if event.kind == "start":
+            started.append(event.label)
+            threading.Timer(0.5, cancels[0].set).start()
+
+    with pytest.raises(Interrupted):
+        run_toy(
+            request(tmp_path, finished, cores=1),
+            cancel_at_the_first,
+            lambda prepared: cancels.append(prepared.session.cancel),
+        )
+    assert len(started) == 1
+
+
 def test_checkpoints_of_a_stopped_stage_come_back_and_go_when_it_is_done(tree: Path, tmp_path: Path):
     behave(
         tree,
