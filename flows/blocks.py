@@ -176,7 +176,7 @@ def read(name: str, url: str) -> Credentials:
 def driver_options(slug: str, name: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """The driver's options from a block's fields. StageError names fields that are missing, and no value."""
     known = TYPES[slug]
-    fields = {path: value for path in known.options.values() if (value := _dig(data, path))}
+    fields = {path: value for path in known.options.values() if (value := _clean(_dig(data, path)))}
     if not any(set(needed) <= set(fields) for needed in known.needs):
         ways = " or ".join(" with ".join(needed) for needed in known.needs)
         there = ", ".join(sorted(fields)) or "nothing"
@@ -305,6 +305,11 @@ def _dig(data: Mapping[str, Any], path: str) -> Any:
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
+
+
+def _clean(value: Any) -> Any:
+    """Without what is pasted along: a form's fields have room for a line's end."""
+    return value.strip() if isinstance(value, str) else value
 
 
 def _service_account(name: str, given: Any) -> dict[str, Any]:

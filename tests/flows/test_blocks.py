@@ -106,6 +106,11 @@ def test_fields_become_options_of_the_driver(slug: str, data: dict[str, Any], op
     assert blocks.driver_options(slug, "lab", data) == options
 
 
+def test_a_line_end_that_was_pasted_along_is_not_part_of_a_key():
+    pasted = {"access_key": " k\n", "secret_key": "s\r\n", "region": " \n"}
+    assert blocks.driver_options("fairway-s3", "lab", pasted) == {"key": "k", "secret": "s"}
+
+
 @pytest.mark.parametrize(
     ("slug", "data", "match"),
     [
