@@ -33,6 +33,7 @@ from fsspec.core import url_to_fs
 
 from artifacts.backend import Entry, explained, host_name, room_for
 from artifacts.errors import StoreError, StoreRefused, StoreUnavailable
+from artifacts.hub import NO_STORE
 from artifacts.keyring import held
 from artifacts.meter import SILENT, Meter
 from artifacts.ranges import PART_BYTES, read_in_parts
@@ -78,6 +79,8 @@ class FsspecBackend:
     def __init__(self, url: str, proven: bool = False) -> None:
         self.url = url.rstrip("/")
         scheme = url.split("://", 1)[0].lower()
+        if scheme == "hf":
+            raise StoreUnavailable(f"{NO_STORE}; got {self.url}")
         if scheme not in _SCHEMES:
             raise StoreUnavailable(
                 f"a store needs a file system that makes a file only if there is none, in one step: a local path, "

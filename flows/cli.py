@@ -245,9 +245,9 @@ def _add_artifacts(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     gc.add_argument("--grace-days", type=float, default=1.0, help="keep everything younger than this (default 1)")
     action("du", "bytes by stage")
     export = _artifact(action("export", "write one artifact, or with --closure all it came from, into one file"))
-    export.add_argument("file", help="the file to write")
+    export.add_argument("file", help="the file to write, or hf://datasets/OWNER/REPO/NAME.tar on the Hub")
     export.add_argument("--closure", action="store_true", help="with everything that it was made from")
-    action("import", "read an exported file").add_argument("file", help="the file to read")
+    action("import", "read an exported file").add_argument("file", help="the file to read, hf:// too")
     for name, text in (("pin", "keep an artifact whatever gc does"), ("unpin", "take the pin away")):
         _artifact(action(name, text))
     for name, text in (("push", "copy an artifact's closure to another store"), ("pull", "the same, from another")):

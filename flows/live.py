@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
@@ -40,7 +42,7 @@ class LiveRun:
             self._tasks[event.label] = self._bars.add_task(event.label, total=None, says=says)
         elif event.kind == "progress":
             p = event.progress
-            where = {} if p is None else {"completed": p.done, "total": p.total}
+            where: dict[str, Any] = {} if p is None else {"completed": p.done, "total": p.total}
             self._bars.update(self._tasks[event.label], says=describe(event), **where)
         else:
             if event.kind in ("done", "failed") and event.label in self._tasks:

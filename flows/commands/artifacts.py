@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from artifacts.hub import HubFile, is_hub
 from artifacts.record import Record
 from artifacts.store import Store
 from artifacts.transfer import Transferred
@@ -167,19 +169,27 @@ def _du(store: Store, arguments: argparse.Namespace) -> int:
 
 
 def _export(store: Store, arguments: argparse.Namespace) -> int:
-    path = Path(arguments.file)
-    with on_terminal() as tell:
+    hub = HubFile.parse(arguments.file) if is_hub(arguments.file) else None
+    with tempfile.TemporaryDirectory() as folder, on_terminal() as tell:
+        path = Path(folder, "artifact.tar") if hub else Path(arguments.file)
         record = store.export(arguments.artifact, path, closure=arguments.closure, tell=tell)
+        size_bytes = path.stat().st_size
+        commit = {"commit": hub.send(path, f"{record.label} {record.key[:12]}")} if hub else {}
     if arguments.json:
-        print_json({"artifact": record.label, "key": record.key, "file": str(path), "bytes": path.stat().st_size})
+        said = {"artifact": record.label, "key": record.key, "file": arguments.file, "bytes": size_bytes, **commit}
+        print_json(said)
     else:
-        sys.stdout.write(f"{record.label} {record.key[:12]}: {bytes_text(path.stat().st_size)} in {path}\n")
+        sys.stdout.write(f"{record.label} {record.key[:12]}: {bytes_text(size_bytes)} in {arguments.file}\n")
     return 0
 
 
 def _import(store: Store, arguments: argparse.Namespace) -> int:
-    with on_terminal() as tell:
-        done = store.import_(Path(arguments.file), tell)
+    with tempfile.TemporaryDirectory() as folder, on_terminal() as tell:
+        path = Path(arguments.file)
+        if is_hub(arguments.file):
+            path = Path(folder, "artifact.tar")
+            HubFile.parse(arguments.file).fetch(path, tell)
+        done = store.import_(path, tell)
     return _transferred(done, arguments)
 
 
