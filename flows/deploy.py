@@ -27,6 +27,7 @@ from artifacts.safety import refuse_credentials
 from configs.load import DEFAULT_SCALE, names
 from flows import blocks
 from flows.deployments import THREE_SEEDS
+from flows.notices import notices
 from flows.supervise import REVIVALS
 from flows.vigil import HEARTBEAT, HEARTBEAT_S, TAG  # what `--prune` deletes has the tag
 from stages.contract import StageError
@@ -47,6 +48,7 @@ class Plan:
     gpu_pool: str = DEFAULT_GPU_POOL
     prune: bool = False
     credentials: str = ""  # the Prefect block with the store's; empty: the workers' own
+    notify: str = ""  # type/name of a notification block for failed audits and new bests; empty leaves them as they are
     cpu_limit: int | None = None  # runs under way at once, over all workers; None leaves the pool as it is
 
 
@@ -96,7 +98,7 @@ def deploy(plan: Plan) -> Deployed:
         if plan.cpu_limit is not None:
             client.update_work_pool(plan.cpu_pool, WorkPoolUpdate(concurrency_limit=plan.cpu_limit))
         made = {each.full_name: _upsert(client, each) for each in wanted}
-        automations = [_automation(client, each) for each in _automations()]
+        automations = [_automation(client, each) for each in _automations()] + notices(client, plan.notify, TAG)
         pruned = _prune(client, made) if plan.prune else []
     return Deployed(made, (plan.cpu_pool, plan.gpu_pool), tuple(automations), tuple(pruned))
 

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.backend import room
+from flows.ranks import Output, Said
 from stages.contract import EXIT_USER_ERROR, PARENT, Device
 
 POLL_S = 0.05
+OUTPUT_EVERY_S = 0.25
 GRACE_S = 20.0  # between SIGTERM and SIGKILL: time for a checkpoint
 LOG_TAIL_LINES = 12
 _ROOM_FOR_A_WORD_BYTES = 1 << 16  # with less, a stage cannot even say why it failed
@@ -132,6 +134,7 @@ class Watch:
     grace_s: float = GRACE_S
     on_progress: Callable[[Progress], None] = lambda progress: None
     progress_every_s: float = 1.0
+    on_line: Callable[[Said], None] = lambda said: None
 
 
 def launch(job: Job, folder: Path, log: Path, watch: Watch) -> dict[str, Any]:
@@ -155,9 +158,11 @@ def launch(job: Job, folder: Path, log: Path, watch: Watch) -> dict[str, Any]:
     inputs = {role: str(path) for role, path in job.inputs.items()}
     content = {"config": job.config, "inputs": inputs, "out": str(out), "seed": job.seed, "runtime": runtime}
     job_path.write_text(json.dumps(content), encoding="utf-8")
+    ranks = folder / "ranks" if job.device.count > 1 else None
+    output = Output(log, ranks)
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            command(job, job_path),
+            command(job, job_path, ranks),
             cwd=job.source_root,
             env=environment(job, scratch),
             stdin=subprocess.DEVNULL,
@@ -166,9 +171,10 @@ def launch(job: Job, folder: Path, log: Path, watch: Watch) -> dict[str, Any]:
             start_new_session=True,
         )
     try:
-        ended_by = _wait(process, ProgressTail(progress_path), watch)
+        ended_by = _wait(process, ProgressTail(progress_path), output, watch)
     finally:
         _end(process)  # whatever happened here, nothing of the group stays
+        _show(output, watch, ended=True)
     if ended_by == "cancel":
         raise Interrupted(f"{job.stage} was stopped")
     report_path = folder / "report.json"
@@ -177,13 +183,14 @@ def launch(job: Job, folder: Path, log: Path, watch: Watch) -> dict[str, Any]:
     raise _failure(job, folder, process.returncode, log, watch, ended_by)
 
 
-def command(job: Job, job_path: Path) -> list[str]:
-    """The stage's command line; several ranks start through torchrun."""
+def command(job: Job, job_path: Path, ranks: Path | None = None) -> list[str]:
+    """The stage's command line; several ranks start through torchrun, and write to files below `ranks`."""
     module = f"stages.{job.stage}"
     if job.device.count == 1:
         return [sys.executable, "-m", module, str(job_path)]
-    ranks = ["--standalone", "--nproc-per-node", str(job.device.count)]
-    return [sys.executable, "-c", _RANKS, *ranks, "-m", module, str(job_path)]
+    start = ["--standalone", "--nproc-per-node", str(job.device.count)]
+    start += ["--redirects", "3", "--log-dir", str(ranks)] if ranks is not None else []
+    return [sys.executable, "-c", _RANKS, *start, "-m", module, str(job_path)]
 
 
 def environment(job: Job, scratch: Path) -> dict[str, str]:
@@ -206,13 +213,21 @@ def environment(job: Job, scratch: Path) -> dict[str, str]:
     return {**kept, **fixed, **job.environment}
 
 
-def _wait(process: subprocess.Popen[bytes], tail: ProgressTail, watch: Watch) -> str:
+def _show(output: Output, watch: Watch, ended: bool = False) -> None:
+    for said in output.poll(ended):
+        watch.on_line(said)
+
+
+def _wait(process: subprocess.Popen[bytes], tail: ProgressTail, output: Output, watch: Watch) -> str:
     """Poll until the process ends: "exit", or what made us end it, "cancel" or "deadline"."""
     started = time.monotonic()
-    told = -watch.progress_every_s
+    told = shown = -watch.progress_every_s
     while True:
         ended = process.poll() is not None
         now = time.monotonic()
+        if now - shown >= OUTPUT_EVERY_S:
+            shown = now
+            _show(output, watch)
         if (ended or now - told >= watch.progress_every_s) and (progress := tail.poll()) is not None:
             told = now
             watch.on_progress(progress)

@@ -32,7 +32,9 @@ class LiveRun:
         self._bars.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event; a stage's output is in its log."""
+        if event.kind == "said":
+            return
         if event.kind == "start" or (event.kind == "progress" and event.label not in self._tasks):
             # Before a stage starts its inputs are fetched, which may take long enough to be shown.
             old = self._tasks.pop(event.label, None)

@@ -34,7 +34,7 @@ from flows.drive import anything_to_run, drive
 from flows.launch import Interrupted
 from flows.naming import run_title
 from flows.prepare import Prepared, Request, prepare
-from flows.present import show_run
+from flows.present import announce, show_run
 from flows.river import Step
 from flows.server import OwnServer
 from flows.session import Event, Outcome, Session
@@ -128,6 +128,7 @@ def conduct(prepared: Prepared) -> dict[str, Any] | State[Any]:
         folder = _report_folder(prepared, outcomes)
         result["report"] = _report(session, folder)
         show_run(session, outcomes, result, folder)
+        announce(session, outcomes)
     except Interrupted as stopped:
         session.run.finish("cancelled")
         return Cancelled(message=str(stopped))

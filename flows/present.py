@@ -1,4 +1,4 @@
-"""Puts tables and pictures where Prefect's page shows them. They are for the eye, so a run never fails by them."""
+"""Puts tables and pictures where Prefect's page shows them, and news where automations hear. No run fails by it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.events import emit_event
+from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
 
 from flows import panels
+from flows.news import news
 from flows.rundoc import hours_text
 from flows.session import Event, Outcome, Session
 
@@ -24,6 +28,23 @@ def show_run(session: Session, outcomes: Sequence[Outcome], result: Mapping[str,
         create_table_artifact(key="fairway-verdict", table=panels.verdict(result), description=about)
         create_table_artifact(key="fairway-bytes", table=panels.sizes(result), description=about)
         _markdown("fairway-lineage", panels.lineage(result, outcomes), about)
+
+
+def announce(session: Session, outcomes: Sequence[Outcome]) -> None:
+    """Tell the server's automations what is new; `news.py` says what that is."""
+    document = session.run.snapshot()
+    with _told(lambda text: session.tell(Event("note", "prefect", text))):
+        for each in news(session.store, document, outcomes):
+            payload = {**each.payload, "store": session.store.url, "link": _link()}
+            emit_event(each.event, dict(each.resource), payload=payload)
+            session.tell(Event("note", "news", payload["says"]))
+
+
+def _link() -> str:
+    """Where a person sees this run."""
+    settings = get_current_settings()
+    base = settings.ui_url or str(settings.api.url or "").removesuffix("/api")
+    return f"{base}{panels.page(str(flow_run.id))}"
 
 
 def show_set(result: Mapping[str, Any], log: Callable[[str], None]) -> None:
@@ -74,4 +95,4 @@ def _told(tell: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - told, not raised
-        tell(f"Prefect's artifacts could not be written: {error}")
+        tell(f"the server's page could not be told: {error}")

@@ -8,6 +8,7 @@ stages are in different pools. The store says what the result is; Prefect's run 
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import Artifact, FlowRun, State
 from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Cancelling, Crashed, Scheduled
@@ -30,6 +31,7 @@ from flows.identity import Components
 from flows.launch import Interrupted, StageFailed
 from flows.naming import run_title
 from flows.remote import assign, publish_source
+from flows.remote_stage import LOG
 from flows.river import Step
 from flows.session import Event, Session
 from stages.contract import StageError
@@ -221,12 +223,7 @@ class _Life:
             raise Lost(f"no sign of life for {limit_s:.0f} s from whoever ran it")
 
     def _updated(self) -> object:
-        found = self._client.read_artifacts(
-            artifact_filter=ArtifactFilter(
-                flow_run_id=ArtifactFilterFlowRunId(any_=[self._flow_run]),
-                key=ArtifactFilterKey(any_=["fairway-progress"]),
-            )
-        )
+        found = _artifacts(self._client, self._flow_run, "fairway-progress")
         return max((str(each.updated) for each in found), default=None)
 
 
@@ -256,8 +253,24 @@ def _counted(client: SyncPrefectClient, run: FlowRun, step: Step, session: Sessi
             with suppress(httpx.HTTPError, PrefectException):
                 ended = client.read_flow_run(run.id)
                 if not (ended.state and ended.state.is_completed()) and ended.start_time is not None:
+                    session.run.step(step.stage, step.part, write=False, **_log_of(client, run))
                     end = ended.end_time or datetime.now(UTC)
                     session.lose(step, max(0.0, (end - ended.start_time).total_seconds()))
+
+
+def _log_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, str]:
+    """{"log": digest} of what a stage without a record has left, so that `fairway runs logs` finds it."""
+    found = _artifacts(client, run.id, LOG)
+    kept = re.search(r"[0-9a-f]{64}", str(found[-1].data)) if found else None
+    return {"log": kept[0]} if kept else {}
+
+
+def _artifacts(client: SyncPrefectClient, flow_run: UUID, key: str) -> list[Artifact]:
+    return client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]), key=ArtifactFilterKey(any_=[key])
+        )
+    )
 
 
 def run_attempt(run: FlowRun) -> int:

@@ -21,7 +21,12 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Completed, Crashed, Failed
@@ -31,8 +36,11 @@ from artifacts.errors import StoreError, StoreRefused
 from artifacts.keyring import Credentials, held
 from artifacts.safety import redact_text
 from artifacts.store import Store
+from flows import launch
 from flows.blocks import use
+from flows.ranks import Tail
 from flows.remote import PROGRAM, Assignment, unpack_source
+from flows.show import progress_text
 from flows.vigil import WORDS, Reason, Vigil
 from stages.contract import PARENT, StageError
 
@@ -43,7 +51,9 @@ LOG_EVERY_S = 30.0  # progress as a line of the log
 SHOW_EVERY_S = 1.0  # Prefect's page gets progress at most this often
 BEAT_EVERY_S = 10.0  # and a sign of life at least this often
 GRACE_S: Mapping[Reason, float] = {"cancelled": 7.0, "replaced": 7.0, "terminated": 24.0, "orphaned": 24.0}
+LOG = "fairway-log"  # artifact of a stage's run
 LAST_GRACE_S = 3.0
+LEVELS = {"said": logging.INFO, "warned": logging.WARNING}  # of a stage's output: rank 0's, the other ranks' warnings
 HOME = "FAIRWAY_HOME"  # folder of a worker's machine that runs may use; `fairway worker` sets it
 
 
@@ -71,11 +81,7 @@ class Progress:
             self._text = f"{self._label}: {event['text'] or event['kind']}"
             return
         self._percent = 100.0 * min(1.0, progress["done"] / progress["total"]) if progress["total"] else 0.0
-        metrics = ", ".join(f"{name} {_number(value)}" for name, value in progress["metrics"].items())
-        rate = f", {_number(progress['rate'])} {progress['unit']}/s" if progress["rate"] else ""
-        eta = f", {progress['eta_s']:.0f} s left" if progress["eta_s"] is not None else ""
-        where = f"{progress['unit']} {_number(progress['done'])} of {_number(progress['total'])}"
-        self._text = f"{self._label}: {where}{rate}{eta}{', ' if metrics else ''}{metrics}"
+        self._text = f"{self._label}: {progress_text(launch.Progress(**progress))}"
 
     def show(self, changed: bool) -> None:
         """Write if it is time to."""
@@ -106,35 +112,6 @@ class Progress:
             return  # a server that restarts must not end a training
 
 
-def _number(value: Any) -> str:
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and not value.is_integer()
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
-
-
-class Tail:
-    """Whole lines of a file that grows; it may not be there yet."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
-
-    def lines(self) -> list[str]:
-        """The new ones."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                new = file.read()
-        except FileNotFoundError:
-            return []
-        whole = new[: new.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return whole.decode("utf-8", "replace").splitlines()
-
-
 def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: Log) -> State[Any]:
     """Run one assignment in this machine's scratch; the state that its Prefect run ends in."""
     try:
@@ -149,8 +126,7 @@ def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: Log) ->
             vigil.watching(),
         ):
             result = _execute(assignment, Path(folder), vigil, log)
-            if log_sha256 := result.get("log"):
-                log.info("The whole log is object %s of %s", log_sha256, assignment.store)
+            _keep_log(assignment, result)
             vigil.leave_if_replaced()
             return _state(assignment, result, vigil)
     except StageError as error:
@@ -185,23 +161,16 @@ def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> di
     )
     if keys is not None:
         _hand_over(process, keys)
-    events, lines = Tail(folder / "events.jsonl"), Tail(folder / "logs" / f"{assignment.label}.log")
+    events = Tail(folder / "events.jsonl")
     stopper = _Stopper(process, vigil)
     try:
         while process.poll() is None:
-            changed = False
-            for event in map(json.loads, events.lines()):
-                changed = True
-                progress.note(event)
-            for line in lines.lines():
-                log.info(line)
-            progress.show(changed)
+            progress.show(_relay(events, progress, log))
             stopper.step()
             time.sleep(POLL_S)
     finally:
         stopper.end()
-    for line in lines.lines():
-        log.info(line)
+    _relay(events, progress, log)
     result = folder / "result.json"
     ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"exit": process.returncode}
     progress.end(ended)
@@ -209,6 +178,18 @@ def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> di
     for line in said.splitlines()[-20:]:
         log.warning(line)
     return ended
+
+
+def _relay(events: Tail, progress: Progress, log: Log) -> bool:
+    """Pass on what the program tells: the stage's output as log lines, the rest as progress; whether there was any."""
+    changed = False
+    for event in map(json.loads, events.lines()):
+        if event["kind"] in LEVELS:
+            log.log(LEVELS[event["kind"]], event["text"])
+        else:
+            changed = True
+            progress.note(event)
+    return changed
 
 
 def _hand_over(process: subprocess.Popen[bytes], keys: Credentials) -> None:
@@ -266,6 +247,14 @@ def _state(assignment: Assignment, result: Mapping[str, Any], vigil: Vigil) -> S
         return Crashed(message=WORDS[reason])
     text = result.get("message") or f"the program on the worker ended with code {result.get('exit')}"
     return Crashed(message=redact_text(f"{worker_name()}: {text}"))
+
+
+def _keep_log(assignment: Assignment, result: Mapping[str, Any]) -> None:
+    """Say where the whole log is, on the page; the dispatcher reads it there for its run's document."""
+    if digest := result.get("log"):
+        text = f"Object `{digest}` of {assignment.store}\n\n`fairway runs logs {assignment.run} '{assignment.label}'`"
+        with suppress(httpx.HTTPError, PrefectException, OSError):
+            create_markdown_artifact(key=LOG, markdown=text, description=f"The whole log of {assignment.label}")
 
 
 def _link(assignment: Assignment, result: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Outcome:
 class Event:
     """What happens in a run, for whoever shows it."""
 
-    kind: Literal["start", "progress", "done", "failed", "note"]
+    kind: Literal["start", "progress", "said", "warned", "done", "failed", "note"]
     label: str
     text: str = ""
     progress: Progress | None = None

@@ -28,7 +28,9 @@ class PlainRun:
         self._out.flush()
 
     def __call__(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event; a stage's output is in its log."""
+        if event.kind == "said":
+            return
         if event.kind == "start":
             self._told[event.label] = time.monotonic()
         if event.kind == "progress":
@@ -74,10 +76,14 @@ def progress_text(progress: launch.Progress) -> str:
         says.append(f"{_rate(p.rate)} {p.unit}/s")
     if p.eta_s is not None:
         says.append(f"{seconds_text(p.eta_s)} left")
-    says += [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in p.metrics.items()
-    ]
+    says += [_metric(name, value) for name, value in p.metrics.items()]
     return "  ".join(says)
+
+
+def _metric(name: str, value: float | str) -> str:
+    if name.endswith("_per_s") and isinstance(value, (int, float)):
+        return f"{_rate(value)} {name.removesuffix('_per_s')}/s"
+    return f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
 
 
 def _rate(rate: float) -> str:

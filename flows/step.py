@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.backend import NO_ROOM, room
+from artifacts.errors import StoreError
 from artifacts.records import Published
+from artifacts.store import Store
 from flows.hauling import told
 from flows.identity import Components
 from flows.launch import Interrupted, Job, StageFailed, Watch, launch
 from flows.mirror import Mirror
+from flows.ranks import Said
 from flows.river import Step
 from flows.rundoc import utc_now
 from flows.session import Elsewhere, Event, Outcome, Session
@@ -87,6 +90,7 @@ def _run(step: Step, key: str, components: Components, session: Session, lost: C
     """Run the stage and publish; `record` of the result counts, `ours` is what was just made."""
     with made(step, key, session, Mirror(session.store, key, lost=lost)) as result:
         session.refuse_change(step)
+        kept = keep_log(session.store, session.logs / f"{step.label}.log")
         published = session.store.publish(
             stage=step.stage,
             part=step.part,
@@ -94,7 +98,7 @@ def _run(step: Step, key: str, components: Components, session: Session, lost: C
             components=components,
             report=result.report,
             inputs=session.lineage(step),
-            provenance={**session.provenance(), "run": session.run.id, **result.spent},
+            provenance={**session.provenance(), "run": session.run.id, **kept, **result.spent},
             folder=result.out,
             tell=told(session, step.label),
         )
@@ -173,6 +177,8 @@ def _paid_for(step: Step, session: Session) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        kept = keep_log(session.store, session.logs / f"{step.label}.log")
+        session.run.step(step.stage, step.part, write=False, **kept)
         session.lose(step, time.monotonic() - started)
         raise
 
@@ -184,7 +190,24 @@ def _watch(step: Step, session: Session) -> Watch:
         deadline_s=session.deadline_s,
         grace_s=session.grace_s,
         on_progress=lambda progress: session.tell(Event("progress", step.label, progress=progress)),
+        on_line=lambda said: session.tell(_line(step, said)),
     )
+
+
+def _line(step: Step, said: Said) -> Event:
+    return (
+        Event("warned", step.label, f"rank {said.rank}: {said.text}")
+        if said.warns
+        else Event("said", step.label, said.text)
+    )
+
+
+def keep_log(store: Store, log: Path) -> dict[str, str]:
+    """{"log": digest} of a stage's whole log, now in the store; {} if it said nothing. A record or run mentions it."""
+    try:
+        return {"log": store.put_file(log).sha256} if log.stat().st_size else {}
+    except (StoreError, OSError):
+        return {}  # what it said last is in the message
 
 
 def _lay_out(step: Step, root: Path, packed: Path, session: Session) -> Mapping[str, Path]:

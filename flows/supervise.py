@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -26,13 +28,14 @@ from flows.launch import Interrupted, StageFailed
 from flows.naming import with_reason
 from flows.pipeline import conduct, lead_here
 from flows.prepare import Prepared, Request
-from flows.remote_stage import home
+from flows.remote_stage import Progress, home
 from flows.session import Event, Session
 from flows.show import describe
 from flows.vigil import WORDS, Vigil
 from stages.contract import StageError
 
 REVIVALS = 5  # times that the automation of `deploy` may start a crashed run again
+BAR_AFTER_S = 2.0  # a stage beside the flow gets a bar on the page if it takes longer
 GRACE_S = 7.0  # of a stage beside the flow: cancelling frees the machine within 15 s
 
 Conduct = Callable[[Prepared], Mapping[str, Any]]
@@ -146,10 +149,12 @@ def scheduled_for() -> str:
 
 
 class LogView:
-    """Events as log lines of the flow run; progress has a place of its own."""
+    """Events as log lines of the flow run, and a bar for each stage that takes a while beside the flow."""
 
     def __init__(self) -> None:
         self._log = get_run_logger()
+        self._started_s: dict[str, float] = {}
+        self._bars: dict[str, Progress] = {}
 
     def __enter__(self) -> LogView:
         return self
@@ -158,9 +163,25 @@ class LogView:
         return
 
     def __call__(self, event: Event) -> None:
-        """Log one event."""
-        if event.kind != "progress":
-            self._log.log(40 if event.kind == "failed" else 20, "%s: %s", event.label, describe(event))
+        """Show one event; called in the thread of its step, so that a bar is its task's."""
+        if event.kind == "progress":
+            self._progress(event)
+            return
+        if event.kind == "start":
+            self._started_s[event.label] = time.monotonic()
+        level = {"failed": logging.ERROR, "warned": logging.WARNING}.get(event.kind, logging.INFO)
+        self._log.log(level, "%s: %s", event.label, describe(event))
+        if event.kind in ("done", "failed") and (bar := self._bars.pop(event.label, None)) is not None:
+            bar.end({"outcome": "done"} if event.kind == "done" else {"error": "failed"})
+
+    def _progress(self, event: Event) -> None:
+        now_s = time.monotonic()
+        if event.progress is None or now_s - self._started_s.get(event.label, now_s) < BAR_AFTER_S:
+            return
+        if event.label not in self._bars:
+            self._bars[event.label] = Progress(event.label, self._log)
+        self._bars[event.label].note({"kind": event.kind, "text": "", "progress": asdict(event.progress)})
+        self._bars[event.label].show(changed=True)
 
 
 @contextmanager

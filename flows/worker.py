@@ -36,7 +36,7 @@ from flows.remote import Assignment, check_components
 from flows.rundoc import RunDocument
 from flows.session import Event, Session
 from flows.slots import Slots
-from flows.step import made
+from flows.step import keep_log, made
 from stages.contract import StageError, die_with_parent
 
 _RESULT_BYTES = 1 << 16  # room that is kept for what is said at the end
@@ -115,7 +115,7 @@ def _run(assignment: Assignment, session: Session, lost: Callable[[], bool]) -> 
     lineage = {role: {"digest": each["digest"], "from": each["from"]} for role, each in assignment.inputs.items()}
     log = session.logs / f"{step.label}.log"
     with made(step, key, session, Mirror(session.store, key, lost=lost)) as result:
-        kept = _keep(session.store, log)  # the record mentions it, so `gc` keeps it as long
+        kept = keep_log(session.store, log)  # the record mentions it, so `gc` keeps it as long
         published = session.store.publish(
             stage=step.stage,
             part=step.part,
@@ -168,7 +168,7 @@ def _result(assignment: Assignment, office: Office, session: Session) -> dict[st
     except (Interrupted, LeaseCancelled) as error:
         return {"error": "interrupted", "message": str(error)}
     except StageFailed as error:
-        return {"error": error.kind, "message": str(error), **_keep(session.store, Path(error.log))}
+        return {"error": error.kind, "message": str(error), **keep_log(session.store, Path(error.log))}
     except StageError as error:
         return {"error": "user", "message": str(error)}
     except StoreRefused as error:
@@ -180,14 +180,6 @@ def _result(assignment: Assignment, office: Office, session: Session) -> dict[st
 def _machine(error: Exception) -> dict[str, Any]:
     """A failure that is not the stage's: another attempt may go well."""
     return {"error": "machine", "message": f"{type(error).__name__}: {error}"}
-
-
-def _keep(store: Store, log: Path) -> dict[str, str]:
-    """{"log": digest} of the stage's log, now in the store; {} if it said nothing."""
-    try:
-        return {"log": store.put_file(log).sha256} if log.stat().st_size else {}
-    except (StoreError, OSError):
-        return {}  # what it said last is in the message
 
 
 def main() -> int:

@@ -104,7 +104,8 @@ def _deploy(arguments: argparse.Namespace, cpu_limit: int | None = None) -> list
     if not arguments.credentials:
         _try(arguments.store)
     pools, named = (arguments.cpu_pool, arguments.gpu_pool), arguments.credentials
-    deployed = deploy(Plan(arguments.store, *pools, arguments.prune, credentials=named, cpu_limit=cpu_limit))
+    plan = Plan(arguments.store, *pools, arguments.prune, named, arguments.notify, cpu_limit)
+    deployed = deploy(plan)
     return list(deployed.deployments)
 
 

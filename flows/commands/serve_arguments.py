@@ -30,6 +30,10 @@ def add_server(
     for each in (up, deploy):
         each.add_argument("--cpu-pool", default="cpu", help="pool of the runs (default: cpu)")
         each.add_argument("--gpu-pool", default="gpu", help="pool of the accelerated stages (default: gpu)")
+        each.add_argument(
+            "--notify", default="", metavar="TYPE/NAME",
+            help="notification block that is told of failed audits and new best scores, such as slack-webhook/team",
+        )  # fmt: skip
         each.add_argument("--prune", action="store_true", help="delete deployments that this checkout does not have")
     worker = command("worker", "run a worker of a pool here, in the foreground; this folder is its home")
     worker.add_argument("--pool", required=True, help="the pool")

@@ -46,7 +46,7 @@ def _log(store: Store, document: Document, step: dict[str, Any], label: str) -> 
         return path.read_text(encoding="utf-8", errors="replace")
     try:
         record = store.get(step["stage"], step["key"]) if step.get("key") else None
-        kept = record.provenance.get("log", "") if record is not None else ""
+        kept = record.provenance.get("log", "") if record is not None else step.get("log", "")
         return store.read_object(kept).decode("utf-8", "replace") if kept else ""
     except (NotFound, DamagedArtifact):
         return ""

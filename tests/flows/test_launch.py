@@ -15,6 +15,7 @@ import pytest
 from toyriver import behave, make_tree
 
 from flows.launch import Interrupted, Job, Progress, ProgressTail, StageFailed, Watch, environment, launch
+from flows.ranks import Said
 from stages.compress.config import Config
 from stages.contract import PARENT, Device
 
@@ -292,3 +293,24 @@ os.kill(os.getpid(), signal.SIGKILL)
         run(ranks, tmp_path)
     assert failed.value.kind == "crash"
     assert ("my peer is gone" in str(failed.value)) == (peer == "fails")
+
+
+@pytest.mark.slow
+def test_of_two_ranks_the_first_is_heard_and_the_second_when_it_warns(job: Job, tmp_path: Path):
+    behave(
+        job.source_root,
+        "compress",
+        """
+import warnings
+print(f"I am rank {runtime.rank}")
+if runtime.rank == 1:
+    warnings.warn("a slow link")
+    os._exit(0)  # toys would write one folder twice
+""",
+    )
+    heard: list[Said] = []
+    assert run(replace(job, device=Device(count=2, threads=1)), tmp_path, Watch(on_line=heard.append))
+    assert [said.text for said in heard if said.rank == 0] == ["I am rank 0"]
+    assert [said.text.partition(": ")[2] for said in heard if said.rank == 1] == ["UserWarning: a slow link"]
+    whole = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert {"rank 0: I am rank 0", "rank 1: I am rank 1"} <= set(whole.splitlines())
