@@ -35,7 +35,7 @@ def heard(lab: Lab) -> Iterator[list[dict[str, str]]]:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     with temporary_settings({PREFECT_API_URL: lab.api}):
         CustomWebhookNotificationBlock(
