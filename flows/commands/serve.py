@@ -101,8 +101,12 @@ def _deploy(arguments: argparse.Namespace, cpu_limit: int | None = None) -> list
     quiet()
     from flows.deploy import Plan, deploy  # imports Prefect
 
-    if not arguments.credentials:
-        _try(arguments.store)
+    if arguments.credentials:
+        from flows import blocks
+
+        blocks.register()  # first of all: whoever has no block yet makes one with the page's form
+        blocks.use(arguments.store, arguments.credentials)
+    _try(arguments.store)
     pools, named = (arguments.cpu_pool, arguments.gpu_pool), arguments.credentials
     plan = Plan(arguments.store, *pools, arguments.prune, named, arguments.notify, cpu_limit)
     deployed = deploy(plan)

@@ -174,10 +174,20 @@ def test_a_run_goes_through_with_a_key_that_only_a_block_has_and_that_shows_nowh
     options = ["--store", STORE, "--credentials", "lab"]
     assert [run["state"] for run in lab.submitter.fairway("runs", "ls", *options)["runs"]] == ["completed"]
     assert lab.submitter.fairway("credentials", "check", "lab", "--store", STORE)["artifacts"] > 5
+    # And a notebook, with the block's name from its environment.
+    code = f"from flows import notebook; print(*(run['state'] for run in notebook.runs({STORE!r})))"
+    named = {**lab.submitter.environment, "FAIRWAY_STORE_CREDENTIALS": "lab"}
+    done = subprocess.run([sys.executable, "-c", code], env=named, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.stdout.split() == ["completed"], done.stderr
 
 
 def test_a_block_that_is_wrong_or_missing_is_named_and_its_values_are_not(door: Door, recipe: str):
     door.save("wrong", door.s3.key, "not-the-secret-of-this-lab")
+    for name, why in (("wrong", "refuses the credentials, from fairway-s3/wrong"), ("nowhere", "there is no nowhere")):
+        command = [sys.executable, "-m", "flows.cli", "deploy", "--store", STORE, "--credentials", name]
+        done = subprocess.run(command, env=door.lab.submitter.environment, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert why in done.stderr
     state = door.lab.ended(door.lab.score(toml=recipe, scale="smoke", credentials="wrong"))
     assert state["type"] == "FAILED"
     assert "refuses the credentials, from fairway-s3/wrong" in state["message"]
