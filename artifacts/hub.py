@@ -3,8 +3,8 @@
     hf://datasets/<owner>/<repo>/<path>.tar       hf://<owner>/<model>/<path>.tar       .../<repo>@<revision>/<path>.tar
 
 The Hub is a place to give things to others and to take them from. It is no store: a commit there takes seconds, and
-nothing makes a file only if there is none. Credentials are the library's own affair (`HF_TOKEN`, or a login of this
-machine), unless this process holds a token for the address.
+nothing makes a file only if there is none. Credentials are the library's own affair: `HF_TOKEN`, or a login of this
+machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import BadName, StoreRefused, StoreUnavailable
-from artifacts.keyring import held
 from artifacts.meter import Meter, Moved
 from artifacts.safety import redact_text, refuse_credentials
 
@@ -85,19 +84,15 @@ class HubFile:
     def _inside(self) -> str:
         return f"{'datasets/' if self.kind == 'dataset' else ''}{self.repo}@{self.revision}/{self.path}"
 
-    def _token(self) -> Any:
-        held_here = held(self.address)
-        return None if held_here is None else held_here.options.get("token")
-
     def _api(self) -> Any:
         from huggingface_hub import HfApi
 
-        return HfApi(token=self._token())
+        return HfApi()
 
     def _filesystem(self) -> Any:
         from huggingface_hub import HfFileSystem
 
-        return HfFileSystem(token=self._token(), skip_instance_cache=True)
+        return HfFileSystem(skip_instance_cache=True)
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:

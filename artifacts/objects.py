@@ -141,7 +141,7 @@ class Objects:
             by_digest = {s: f for s, f in by_digest.items() if not self._stamps.holds(s, self.held(s))}
         absent = [f for f in by_digest.values() if self._remote and not self.held(f.sha256).exists()]
         meter.expect(sum(file.bytes for file in absent))
-        streams = max(1, STREAMS // max(1, len(absent)))
+        streams = max(2, STREAMS // max(1, len(absent)))  # so that one part comes while another is hashed
         self._stamps.write(in_parallel(lambda file: self._hashed(file, streams, meter), by_digest.values()))
 
     def trim(self, limit_bytes: int) -> int:

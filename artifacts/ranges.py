@@ -25,7 +25,7 @@ def read_in_parts(read: Callable[[int, int], bytes], path: Path, size_bytes: int
         def part(start: int) -> None:
             data = read(start, min(start + PART_BYTES, size_bytes))
             _write_all(target.fileno(), data, start)
-            hashed.arrived(start, len(data))
+            hashed.arrived(start, data)
 
         in_parallel(part, range(0, size_bytes, PART_BYTES), streams)
         return hashed.digest.hexdigest(), hashed.done
@@ -42,22 +42,20 @@ class _InOrder:
         self._waiting: dict[int, int] = {}  # start -> bytes
         self._busy = False
 
-    def arrived(self, start: int, size_bytes: int) -> None:
+    def arrived(self, start: int, data: bytes) -> None:
         """A part is in the file."""
         with self._lock:
-            self._waiting[start] = size_bytes
-            if self._busy or self.done not in self._waiting:
+            if self._busy or start != self.done:
+                self._waiting[start] = len(data)  # not the bytes: what waits would fill the memory
                 return
             self._busy = True
-        while True:
+        while data:
+            self.digest.update(data)
             with self._lock:
+                self.done += len(data)
                 size_bytes = self._waiting.pop(self.done, 0)
-                if not size_bytes:
-                    self._busy = False
-                    return
-            # From the file, whose pages are still in memory: parts that wait would fill ours.
-            self.digest.update(os.pread(self._file, size_bytes, self.done))
-            self.done += size_bytes
+                self._busy = size_bytes > 0
+            data = os.pread(self._file, size_bytes, self.done) if size_bytes else b""
 
 
 def _write_all(file: int, data: bytes, start: int) -> None:

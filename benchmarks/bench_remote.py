@@ -1,10 +1,12 @@
 """What does an S3 store cost when every call takes 20 ms? Listing, planning and gc at 1,000 records; transfers.
 
-    python benchmarks/bench_remote.py [--records 1000] [--delay-ms 20] [--megabytes 256] [--json]
+    python benchmarks/bench_remote.py [--records 1000] [--delay-ms 20] [--megabytes 256] [--link-mb-per-s 100] [--json]
 
 The server is moto's, on this machine, in a process of its own; the delay is injected into every call of the driver.
 Needs the extras `s3` and `dev`. Goals: listing, planning and gc under 3 s each; transfers at 80 % of the link's rate,
-which is measured by the driver's own single calls side by side.
+which is measured by the driver's own calls, eight files side by side: over loopback, and over a link of a given rate.
+"Cold" is a host that has read nothing of a store without an index, "indexed" one of a store whose index another host
+left, "warm" the same host again.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import s3fs
 from fsspec.core import url_to_fs
@@ -43,6 +46,9 @@ from flows.plan import plan
 from flows.prepare import look_outside
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests" / "support"))
+from link import Link  # noqa: E402 - a support of the tests, which are no package
+
 STAGES = ("tokenize", "train", "evaluate")
 STREAMS = 8
 
@@ -67,6 +73,20 @@ def server() -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def link(megabytes_per_s: float) -> Iterator[None]:
+    """The same server, behind a link of this rate in each direction."""
+    address = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    assert address.hostname
+    assert address.port
+    with Link(address.hostname, address.port, megabytes_per_s * 1e6) as between:
+        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{between.port}"
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield
+    os.environ["AWS_ENDPOINT_URL"] = address.geturl()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def delay_every_call(seconds: float) -> None:
@@ -168,6 +188,7 @@ def main() -> int:
     parser.add_argument("--records", type=int, default=1000)
     parser.add_argument("--delay-ms", type=float, default=20.0)
     parser.add_argument("--megabytes", type=int, default=256)
+    parser.add_argument("--link-mb-per-s", type=float, default=100.0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, server():
@@ -190,14 +211,18 @@ def main() -> int:
                     store._backend.delete(INDEX)
                 seconds[f"{what}, {state}"] = timed(lambda work=work: work(url))  # type: ignore[misc]
         seconds["plan"] = timed(planner(url, folder))
-        rates = transfers(url, folder, arguments.megabytes)
+        rates = {"loopback": transfers(f"{url}-loopback", folder / "loopback", arguments.megabytes)}
+        with link(arguments.link_mb_per_s):
+            limited = transfers(f"{url}-limited", folder / "limited", arguments.megabytes)
+        rates[f"{arguments.link_mb_per_s:.0f} MB/s"] = limited
     if arguments.json:
         print(json.dumps({"seconds": seconds, "megabytes_per_s": rates}))
         return 0
     for what, figure in seconds.items():
         print(f"{what:24s} {figure:6.2f} s")
-    for what, figure in rates.items():
-        print(f"{what:24s} {figure:6.1f} MB/s")
+    for where, figures in rates.items():
+        for what, figure in figures.items():
+            print(f"{where}, {what:12s} {figure:6.1f} MB/s")
     return 0
 
 
