@@ -40,7 +40,8 @@ def test_no_more_cores_are_lent_than_there_are():
 def test_a_request_above_the_machine_gets_all_of_it():
     slots = Slots(cores=2)
     with slots.lend(Device(threads=8, count=4), NEVER):
-        pass
+        assert slots._free_cores == 0
+    assert slots._free_cores == 2
 
 
 def test_gpus_are_named_to_their_process_and_come_back():

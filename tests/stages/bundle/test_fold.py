@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from pydantic import BaseModel
@@ -17,10 +17,12 @@ from torch.optim import Optimizer
 
 from configs.load import load_recipe, names
 from flows.river import bundled
-from model.protocol import chunk_targets, from_dict, phases_of
+from model.config import GPTConfig
+from model.protocol import Protocol, chunk_targets, from_dict, phases_of
 from stages.bundle.fold import fold
 from stages.bundle.program import ENTRY, needed, spare, stripped
 from stages.bundle.shake import HOOKS, shake
+from stages.config import StageConfig
 from stages.settings import Settings
 
 OFF = Settings({"kind": "off", "size": 3, "inner": {"rate": 0.5}})
@@ -154,6 +156,25 @@ def test_a_packed_protocol_is_the_one_that_is_evaluated(name: str):
             if not unread & set(path):
                 assert functools.reduce(getattr, path, packed) == value, path
         assert packed.mixer.kind == protocol.mixer.kind
+
+
+def groups_of(kind: type[Any]) -> Iterator[type[Any]]:
+    """A configuration's class and those of its groups."""
+    yield kind
+    for hint in get_type_hints(kind).values():
+        for each in (hint, *get_args(hint)):
+            if isinstance(each, type) and (is_dataclass(each) or issubclass(each, BaseModel)):
+                yield from groups_of(each)
+
+
+def test_settings_are_asked_for_nothing_but_fields():
+    """They answer 0 for what they do not have: a property that hot code reads would be off in every bundle."""
+    known = {"live", "SPEC"} | {name for name in dir(StageConfig) if not name.startswith("_")}
+    recipe = load_recipe("quickstart").recipe
+    kinds = [Protocol, *(type(getattr(recipe, stage)) for stage in ("train", "average", "quantize", "compress"))]
+    for kind in {group for each in kinds for group in groups_of(each)} - set(groups_of(GPTConfig)):
+        declared = {*getattr(kind, "model_fields", ()), *getattr(kind, "__dataclass_fields__", ())}
+        assert {name for name in dir(kind) if not name.startswith("_")} - declared - known == set(), kind
 
 
 def test_modules_and_optimizers_share_no_other_method_with_their_base(source):
