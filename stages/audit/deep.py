@@ -7,7 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,15 @@ class ClosedFolder:
             )
             log.close()
         try:
-            codes = [process.wait() for process in running]
+            codes = exit_codes(running)
         finally:
             for process in running:
                 process.kill()
                 process.wait()
-        if any(codes):
-            text = (self.scratch / f"{name}-0.log").read_text(encoding="utf-8", errors="replace")
-            raise subprocess.CalledProcessError(max(codes), command, stderr=text[-500:].encode())
+        for rank, code in enumerate(codes):
+            if code:
+                text = (self.scratch / f"{name}-{rank}.log").read_text(encoding="utf-8", errors="replace")
+                raise subprocess.CalledProcessError(code, command, stderr=text[-500:].encode())
         return LedgerFile.read(out)
 
     def rescore_traced(self, name: str, protocol: Mapping[str, Any]) -> tuple[LedgerFile, Seen]:
@@ -95,6 +97,15 @@ class ClosedFolder:
             encoding="utf-8",
         )
         return [sys.executable, "-m", rescore.__name__, str(job), str(out)], out
+
+
+def exit_codes(running: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    """The processes' exit codes once all have ended, or one has failed: its peers would wait for it for minutes."""
+    while True:
+        codes = [process.poll() for process in running]
+        if None not in codes or any(codes):
+            return codes
+        time.sleep(0.05)
 
 
 def audit_deeply(
