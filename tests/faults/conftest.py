@@ -63,7 +63,7 @@ def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     api, store = f"http://127.0.0.1:{(port := free_port())}/api", f"s3://fairway-runs/{uuid4().hex}"
     environment = {**os.environ, **s3_environment, "PREFECT_API_URL": api, "OMP_NUM_THREADS": "2"}
     submitter = Machine("submitter", base / "submitter", make_tree(base / "submitter" / "tree"), environment)
-    device = {"CUDA_VISIBLE_DEVICES": f"lab{port}"}  # a GPU by name: it can be claimed, and no stage here touches it
+    device = {"CUDA_VISIBLE_DEVICES": f"lab{port}a,lab{port}b"}  # GPUs by name: claimed as any, touched by no stage
     gpu = Machine("gpu", base / "gpu", make_tree(base / "gpu" / "tree"), {**environment, **device})
     for stage in ("train", "quantize", "evaluate", "audit"):
         behave(submitter.tree, stage, 'print("edited code at", os.environ["HOME"])')

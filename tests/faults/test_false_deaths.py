@@ -16,17 +16,19 @@ from artifacts.store import Store
 from flows.up import start_time
 
 pytestmark = pytest.mark.slow
+Start = Callable[..., tuple[str, dict[str, Any]]]
 
 DEVICE = ["devices.train.kind=cuda"]
+BOTH_DEVICES = [*DEVICE, "devices.train.count=2"]
 
 
 @pytest.fixture
-def training(lab: Lab, held: HeldStages) -> Iterator[Callable[[int], tuple[str, dict[str, Any]]]]:
+def training(lab: Lab, held: HeldStages) -> Iterator[Start]:
     """Starts a run with a seed; it and its train's run once that stands at step 10 with its checkpoint in the store."""
 
-    def start(seed: int) -> tuple[str, dict[str, Any]]:
+    def start(seed: int, overrides: list[str] = DEVICE) -> tuple[str, dict[str, Any]]:
         held.set("hold", "train")
-        run = lab.score(toml=toy_recipe(lab), scale="smoke", seed=seed, overrides=DEVICE)
+        run = lab.score(toml=toy_recipe(lab), scale="smoke", seed=seed, overrides=overrides)
         held.wait_in("train")
         train = lab.running_stage("train", seed=seed)
         manifest = f"attempts/{train['parameters']['key']}/manifest.json"
@@ -50,16 +52,16 @@ def said(lab: Lab, train: dict[str, Any]) -> str:
 
 @pytest.fixture
 def spare(lab: Lab) -> Iterator[Machine]:
-    """Another worker of the same pool, beside the same GPU."""
+    """Another worker of the same pool, beside the same GPUs."""
     machine = Machine("spare", lab.gpu.folder.parent / "spare", lab.gpu.tree, lab.gpu.environment)
     yield machine
     machine.stop()
 
 
-def test_a_worker_that_was_declared_dead_but_lives_gives_up_and_the_gpu_is_not_booked_twice(
-    lab: Lab, held: HeldStages, training: Callable[[int], tuple[str, dict[str, Any]]], spare: Machine
+def test_a_worker_that_was_declared_dead_but_lives_gives_up_and_no_gpu_is_booked_twice(
+    lab: Lab, held: HeldStages, training: Start, spare: Machine
 ):
-    run, train = training(301)
+    run, train = training(301, BOTH_DEVICES)
     below = lab.gpu.descendants()
     frozen = [lab.gpu.worker.pid, *below]
     try:
@@ -70,7 +72,9 @@ def test_a_worker_that_was_declared_dead_but_lives_gives_up_and_the_gpu_is_not_b
         wait_for(lambda: attempts(lab, train) == ["CRASHED", "RUNNING"], "another worker has taken it")
         waiting = f"leases/{train['parameters']['key']}/{2:08d}.json"
         wait_for(lambda: open_backend(lab.store).entry(waiting), "the successor has the lease")
-        assert not [pid for pid in spare.descendants() if "stages.train" in command_line(pid)]  # the device is claimed
+        assert not [
+            pid for pid in spare.descendants() if "stages.train" in command_line(pid)
+        ]  # the devices are claimed
     finally:
         for pid in frozen:
             os.kill(pid, signal.SIGCONT)
@@ -85,7 +89,7 @@ def test_a_worker_that_was_declared_dead_but_lives_gives_up_and_the_gpu_is_not_b
 
 
 def test_a_stage_that_is_scheduled_again_while_it_runs_starts_once_more_and_its_worker_lives(
-    lab: Lab, held: HeldStages, training: Callable[[int], tuple[str, dict[str, Any]]]
+    lab: Lab, held: HeldStages, training: Start
 ):
     run, train = training(302)
     below = lab.gpu.descendants()
@@ -103,7 +107,7 @@ def test_a_stage_that_is_scheduled_again_while_it_runs_starts_once_more_and_its_
 
 
 def test_a_run_that_was_declared_dead_but_lives_leaves_its_stage_to_its_successor(
-    lab: Lab, held: HeldStages, training: Callable[[int], tuple[str, dict[str, Any]]]
+    lab: Lab, held: HeldStages, training: Start
 ):
     run, train = training(303)
     (first,) = engines(lab)

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from heldstages import HeldStages, is_free, toy_recipe
+from heldstages import HeldStages, claimed, devices, toy_recipe
 from lab import Lab, wait_for
 
-from flows.claims import folder as claims_folder
 from flows.up import start_time
 
 pytestmark = pytest.mark.slow
@@ -34,21 +33,17 @@ def start(lab: Lab, held: HeldStages, seed: int) -> tuple[str, list[int], dict[s
     run = lab.score(toml=toy_recipe(lab), scale="smoke", seed=seed, overrides=DEVICES)
     held.wait_in("train")
     below = lab.gpu.descendants()
-    ranks = {found: pid for pid in below if (found := rank_of(pid))}
+    ranks = {found["RANK"]: pid for pid in below if "RANK" in (found := environment(pid))}
     assert sorted(ranks) == ["0", "1"]
-    assert not device_is_free(lab)
+    assert environment(ranks["0"])["CUDA_VISIBLE_DEVICES"].split(",") == devices(lab)  # all that was asked for
+    assert claimed(lab) == devices(lab)
     return run, below, ranks
 
 
-def rank_of(pid: int) -> str:
-    """The rank that torchrun gave to a process; "" if none."""
+def environment(pid: int) -> dict[str, str]:
+    """The variables that a process was started with."""
     words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return dict(word.partition("=")[::2] for word in words).get("RANK", "")
-
-
-def device_is_free(lab: Lab) -> bool:
-    """Whether nobody has a claim on the GPU worker's device."""
-    return is_free(claims_folder() / f"{lab.gpu.environment['CUDA_VISIBLE_DEVICES']}.lock")
+    return dict(word.partition("=")[::2] for word in words if word)
 
 
 def all_gone(below: list[int], limit_s: float) -> None:
@@ -61,7 +56,7 @@ def test_cancelling_ends_both_ranks_and_frees_the_device_within_15_s(lab: Lab, h
     lab.cancel(run)
     asked_s = time.monotonic()
     all_gone(below, 15)
-    assert device_is_free(lab)
+    assert claimed(lab) == []
     assert lab.ended(run, max(1, 15 - (time.monotonic() - asked_s)))["type"] == "CANCELLED"
 
 
@@ -69,7 +64,7 @@ def test_a_killed_rank_takes_the_other_with_it_and_the_next_run_goes_on_from_the
     run, below, ranks = start(lab, held, 402)
     os.kill(ranks["1"], signal.SIGKILL)
     all_gone(below, 40)
-    assert device_is_free(lab)
+    assert claimed(lab) == []
     ended = lab.ended(run)
     assert ended["type"] == "FAILED"
     assert "its rank 1 was ended by SIGKILL" in ended["message"]
@@ -86,4 +81,4 @@ def test_the_exception_of_a_rank_is_the_failure_of_the_run(lab: Lab, held: HeldS
     ended = lab.ended(run)
     assert ended["type"] == "FAILED"
     assert ended["message"] == "rank 1: RuntimeError: the second rank has a fault of its own"
-    wait_for(lambda: device_is_free(lab), "the device is free")
+    wait_for(lambda: not claimed(lab), "the devices are free")

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from heldstages import ACCELERATED, HeldStages, is_free, toy_recipe
+from heldstages import ACCELERATED, HeldStages, claimed, toy_recipe
 from lab import Lab, children_of, command_line, wait_for
 from toyrun import request, run_toy
 
 from artifacts.backend import open_backend
 from artifacts.lease import holders
 from artifacts.store import Store
-from flows.claims import folder as claims_folder
 from flows.up import start_time
 
 pytestmark = pytest.mark.slow
@@ -138,7 +137,7 @@ def mirrored(url: str, train: dict[str, Any]) -> bool:
 def nothing_is_held(lab: Lab, held: HeldStages, url: str) -> None:
     """No device, lease, checkpoint, slot of the pool or process is left, and the device was never held twice."""
     assert not held.held_twice()
-    assert is_free(claims_folder() / f"{lab.gpu.environment['CUDA_VISIBLE_DEVICES']}.lock")
+    assert claimed(lab) == []
     backend = open_backend(url)
     assert holders(backend) == {}
     assert [entry.path for entry in backend.walk("attempts")] == []

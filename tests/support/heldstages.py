@@ -12,6 +12,8 @@ from pathlib import Path
 from lab import Lab, wait_for
 from toyriver import behave
 
+from flows.claims import folder
+
 ACCELERATED = ("train", "quantize", "evaluate", "audit")
 RECIPE = """
 name = "toy"
@@ -25,10 +27,12 @@ ALONE = """
 import fcntl
 import hashlib
 gates, stage = {folder!r}, config.SPEC.name
-if runtime.rank == 0 and os.environ.get("CUDA_VISIBLE_DEVICES"):  # a worker's
-    globals()["device"] = open(os.path.join(gates, os.environ["CUDA_VISIBLE_DEVICES"]), "w")
+names = os.environ.get("CUDA_VISIBLE_DEVICES")
+if runtime.rank == 0 and names:  # a worker's
+    globals()["devices"] = [open(os.path.join(gates, name), "w") for name in names.split(",")]
     try:
-        fcntl.flock(device, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for device in devices:
+            fcntl.flock(device, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         open(os.path.join(gates, "twice"), "a").write(stage)
         raise
@@ -122,16 +126,25 @@ class HeldStages:
         return (self._folder / "twice").exists()
 
 
-def is_free(lock: Path) -> bool:
-    """Whether nobody holds a lock; nobody ever did if there is none."""
-    if not lock.exists():
-        return True
-    with lock.open("a", encoding="ascii") as file:
+def devices(lab: Lab) -> list[str]:
+    """What the GPU worker's machine has."""
+    return lab.gpu.environment["CUDA_VISIBLE_DEVICES"].split(",")
+
+
+def claimed(lab: Lab) -> list[str]:
+    """Which of them somebody has claimed."""
+    return [name for name in devices(lab) if _is_locked(folder() / f"{name}.lock")]
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False  # nobody ever claimed it
+    with path.open("a", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-    return True
+            return True
+    return False
 
 
 def toy_recipe(lab: Lab) -> str:
