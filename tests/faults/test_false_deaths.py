@@ -80,7 +80,7 @@ def test_a_worker_that_was_declared_dead_but_lives_gives_up_and_no_gpu_is_booked
             os.kill(pid, signal.SIGCONT)
     wait_for(lambda: not [pid for pid in below if start_time(pid)], "the first attempt has given up", 40)
     held.clear("hold", "train")
-    assert lab.ended(run)["type"] == "COMPLETED"
+    lab.completed(run)
     assert attempts(lab, train) == ["CRASHED", "COMPLETED"]
     assert "from step 10 " in said(lab, train)
     assert not held.held_twice()
@@ -98,7 +98,7 @@ def test_a_stage_that_is_scheduled_again_while_it_runs_starts_once_more_and_its_
     wait_for(lambda: not [pid for pid in below if start_time(pid)], "the first process has given up", 40)
     wait_for(lambda: lab.run(train["id"])["run_count"] == 2, "the same worker has started it again")
     held.clear("hold", "train")
-    assert lab.ended(train["id"])["type"] == "COMPLETED"
+    lab.completed(train["id"])
     stop(lab, run)
     assert lab.gpu.worker.poll() is None
     assert attempts(lab, train) == ["COMPLETED"]
@@ -117,7 +117,7 @@ def test_a_run_that_was_declared_dead_but_lives_leaves_its_stage_to_its_successo
     assert len(engines(lab)) == 1
     assert attempts(lab, train) == ["RUNNING"]
     held.clear("hold", "train")
-    assert lab.ended(train["id"])["type"] == "COMPLETED"
+    lab.completed(train["id"])
     stop(lab, run)
     assert attempts(lab, train) == ["COMPLETED"]
     assert "from step 0 " in said(lab, train)

@@ -98,7 +98,7 @@ def test_a_machine_that_is_gone_is_declared_dead_after_a_silence(lab: Lab, recip
     run, train = start(lab, recipe, 150)
     lab.gpu.kill(everything=True)
     lab.gpu.start_worker("gpu", 1)
-    assert lab.ended(run)["type"] == "COMPLETED"
+    lab.completed(run)
     assert attempts(lab, train) == ["CRASHED", "COMPLETED"]
     assert int(re.fullmatch(r"from step (\d+)\n", said(lab, train))[1]) >= 10
     all_sound(lab)
@@ -119,7 +119,7 @@ def test_cancelling_a_run_stops_its_stage_within_15_s_and_the_next_run_goes_on(l
     again = lab.score(toml=recipe, scale="smoke", seed=train["parameters"]["seed"], overrides=["train.steps=300"])
     second = lab.running_stage("train", seed=train["parameters"]["seed"])
     assert second["parameters"]["key"] == train["parameters"]["key"]
-    assert lab.ended(again)["type"] == "COMPLETED"
+    lab.completed(again)
     assert int(re.fullmatch(r"from step (\d+)\n", said(lab, train))[1]) == reached >= 10
     all_sound(lab)
 
@@ -139,7 +139,7 @@ def test_sigterm_of_the_machine_leaves_a_checkpoint_and_the_stage_is_sent_again(
     engine = [pid for pid in lab.gpu.descendants() if "prefect.engine" in command_line(pid)]
     os.kill(engine[0], signal.SIGTERM)
     wait_for(lambda: attempts(lab, train)[0] == "CRASHED", "the first attempt says that it was ended", 30)
-    assert lab.ended(run)["type"] == "COMPLETED"
+    lab.completed(run)
     assert attempts(lab, train) == ["CRASHED", "COMPLETED"]
     assert int(re.fullmatch(r"from step (\d+)\n", said(lab, train))[1]) >= 10
 
@@ -147,7 +147,7 @@ def test_sigterm_of_the_machine_leaves_a_checkpoint_and_the_stage_is_sent_again(
 def test_a_run_survives_a_restart_of_the_server(lab: Lab, recipe: str, training: None):
     run, train = start(lab, recipe, 250)
     lab.restart_server()
-    assert lab.ended(run, 240)["type"] == "COMPLETED"
+    lab.completed(run, 240)
     assert attempts(lab, train) == ["COMPLETED"]
     assert said(lab, train) == "from step 0\n"
     all_sound(lab)
@@ -159,7 +159,7 @@ def test_a_flow_whose_machine_is_gone_is_found_by_its_silence_and_revived(lab: L
     lab.submitter.kill(everything=True)
     lab.submitter.start_worker("cpu", 0)
     wait_for(lambda: lab.run(run)["run_count"] == 2, "the run runs again", 240)
-    assert lab.ended(run, 240)["type"] == "COMPLETED"
+    lab.completed(run, 240)
     assert attempts(lab, train) == ["COMPLETED"]
     assert said(lab, train) == "from step 0\n"
     all_sound(lab)

@@ -102,7 +102,7 @@ def test_a_kill_in_each_dispatched_stage_costs_a_retry_and_changes_no_byte(
             wait_for(lambda: mirrored(url, died["train"]), "a checkpoint is in the store")
         getattr(Death(lab, run), who)()
         held.clear("hold", stage)
-    assert lab.ended(run)["type"] == "COMPLETED"
+    lab.completed(run)
 
     for stage in ACCELERATED:
         sent = lab.stages(key=died[stage]["parameters"]["key"], store=url)
@@ -118,7 +118,7 @@ def test_a_kill_in_each_dispatched_stage_costs_a_retry_and_changes_no_byte(
     nothing_is_held(lab, held, url)
 
     again = lab.score(**asked)
-    assert lab.ended(again)["type"] == "COMPLETED"
+    lab.completed(again)
     steps = next(each for each in store.list_runs() if each.get("flow_run") == again)["steps"]
     assert {step["state"] for step in steps} == {"cached"}
     monkeypatch.chdir(tmp_path)  # a store elsewhere has its logs and scratch here

@@ -186,6 +186,11 @@ class Lab:
         wait_for(lambda: self.state(run_id) in over, f"run {run_id} ends", limit_s)
         return self.run(run_id)["state"]
 
+    def completed(self, run_id: str, limit_s: float = LIMIT_S) -> None:
+        """It ends well; otherwise its message is what the test says."""
+        ended = self.ended(run_id, limit_s)
+        assert ended["type"] == "COMPLETED", f"{ended['name']}: {ended['message']}"
+
     def stages(self, **having: Any) -> list[dict[str, Any]]:
         """Runs of the flow `stage`, oldest first; `having` are parameters."""
         found = self.post("flow_runs/filter", flows={"name": {"any_": ["stage"]}}, sort="START_TIME_ASC", limit=200)
