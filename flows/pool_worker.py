@@ -1,4 +1,4 @@
-"""Prefect's process worker, without two faults (3.8) that meet runs which start again.
+"""Prefect's process worker, without three faults (3.8) that cost work.
 
     python -m flows.pool_worker --pool gpu --name here --limit 1
 
@@ -8,6 +8,9 @@ This one leaves the run where it is until its slot is free; the former process f
 
 And when a run's process dies, Prefect's worker says so twice, half a second apart. A revival that comes between the two
 is undone by the second. This one says it once.
+
+And Prefect's worker that is told to stop ends its runs by SIGKILL. This one hands SIGTERM on, by which they write their
+checkpoints, and waits for them: in a container all processes end with the first one, and that is the worker.
 """
 
 from __future__ import annotations
@@ -15,14 +18,35 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
+import anyio
+import anyio.abc
 from prefect.logging.configuration import setup_logging
 from prefect.settings import get_current_settings
 from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
+
+RUNS: set[int] = set()  # processes of the runs that go on
+
+
+class _Started:
+    """Tells Prefect which process a run has, and notes it."""
+
+    def __init__(self, status: anyio.abc.TaskStatus[int]) -> None:
+        self.status, self.pid = status, 0
+
+    def started(self, pid: int) -> None:
+        """It has this one."""
+        self.pid = pid
+        RUNS.add(pid)
+        self.status.started(pid)
+
 
 with warnings.catch_warnings():  # it takes the place of Prefect's own in this process, which is meant
     warnings.simplefilter("ignore", UserWarning)
@@ -38,10 +62,34 @@ with warnings.catch_warnings():  # it takes the place of Prefect's own in this p
             free = [each for each in flow_run_response if each.flow_run.id not in held]
             return await super()._submit_scheduled_flow_runs(free)
 
-        async def run(self, *given: Any, **named: Any) -> ProcessWorkerResult:
+        async def run(
+            self,
+            flow_run: Any,
+            configuration: Any,
+            task_status: anyio.abc.TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
+        ) -> ProcessWorkerResult:
             """Run until the process has ended; how it ended has been told by then, so nothing is left to tell."""
-            ended = await super().run(*given, **named)
+            noted = _Started(task_status)
+            try:
+                with anyio.CancelScope(shield=True):  # a process that is told to end gets the time for it
+                    ended = await super().run(flow_run, configuration, noted)
+            finally:
+                RUNS.discard(noted.pid)
             return ProcessWorkerResult(identifier=ended.identifier, status_code=0)
+
+
+def hand_on(former: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
+    """A handler that tells the runs to end, and then does what the former one does."""
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        for pid in RUNS:
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except ProcessLookupError:
+                continue
+        former(number, frame)
+
+    return hear
 
 
 async def work(pool: str, name: str, limit: int | None) -> None:
@@ -55,6 +103,10 @@ async def work(pool: str, name: str, limit: int | None) -> None:
         heartbeat_interval_seconds=int(settings.heartbeat_seconds),
     )
     setup_signal_handlers_worker(os.getpid(), f"the worker {name}", tell)  # here, so that it finds asyncio's own
+    for number in (signal.SIGTERM, signal.SIGINT):  # the first of each; the second ends us at once
+        former = signal.getsignal(number)
+        if callable(former):
+            signal.signal(number, hand_on(former))
     try:
         await worker.start(printer=tell)
     except asyncio.CancelledError:
@@ -68,7 +120,7 @@ def tell(text: str) -> None:
 
 
 def main() -> int:
-    """A worker: SIGINT or SIGTERM lets no new run start and waits for those that run; once more ends it at once."""
+    """A worker: SIGINT or SIGTERM ends it when its runs have written their checkpoints; once more ends it at once."""
     parser = argparse.ArgumentParser(prog="flows.pool_worker")
     parser.add_argument("--pool", required=True)
     parser.add_argument("--name", required=True)

@@ -27,7 +27,7 @@ from flows.server import QUIET, ServerFailed
 from stages.contract import StageError
 
 START_LIMIT_S = 180.0
-STOP_LIMIT_S = 12.0  # Prefect's worker can stay for minutes after SIGTERM
+STOP_LIMIT_S = 32.0  # a worker waits for the checkpoints of its stages, which have 24 s
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 SERVER = {

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.slow
 TRAINING = """
 if config.steps < 30:
     return
-signal.signal(signal.SIGTERM, lambda *ignored: sys.exit(143))
+def told(*ignored):
+    (runtime.checkpoints / "told").write_text("")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, told)
 state = runtime.checkpoints / "step"
 first = int(state.read_text()) if state.exists() else 0
 print("from step", first)
@@ -142,6 +145,24 @@ def test_sigterm_of_the_machine_leaves_a_checkpoint_and_the_stage_is_sent_again(
     lab.completed(run)
     assert attempts(lab, train) == ["CRASHED", "COMPLETED"]
     assert int(re.fullmatch(r"from step (\d+)\n", said(lab, train))[1]) >= 10
+
+
+def test_a_worker_that_is_told_to_stop_goes_when_its_stage_has_written_a_checkpoint(
+    lab: Lab, recipe: str, training: None, tmp_path: Path
+):
+    run, train = start(lab, recipe, 120)
+    worker, below = lab.gpu.worker, lab.gpu.descendants()
+    assert worker is not None
+    assert len(below) >= 3
+    worker.terminate()
+    assert worker.wait(40) == 0
+    lab.gpu.worker = None
+    assert not [pid for pid in below if start_time(pid)]  # whoever ends with the worker has ended before it
+    assert Store.open(lab.store).restore_attempt(train["parameters"]["key"], tmp_path / "restored")
+    assert (tmp_path / "restored" / "told").exists()
+    lab.gpu.start_worker("gpu", 1)
+    assert lab.ended(run)["type"] == "COMPLETED"
+    assert attempts(lab, train) == ["CRASHED", "COMPLETED"]
 
 
 def test_a_run_survives_a_restart_of_the_server(lab: Lab, recipe: str, training: None):
