@@ -74,7 +74,7 @@ class HubFile:
     def fetch(self, path: Path, tell: Callable[[Moved], None] | None = None) -> None:
         """Copy the file to a new one of this host's."""
         meter = Meter("fetching", tell)
-        with self._explained("read"), self._filesystem().open(self._inside(), "rb", block_size=8 << 20) as source:
+        with self._explained("read"), self._filesystem().open(self._inside(), "rb", block_size=16 << 20) as source:
             meter.expect(source.size or 0)
             with path.open("wb") as target:
                 while part := source.read(_PART_BYTES):

@@ -7,11 +7,12 @@ are written and from which stages read: for a local store it is the store itself
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Literal
 
@@ -100,7 +101,6 @@ class Objects:
                 return
             except FileNotFoundError:  # a copy went just before it was read
                 continue
-            # Another process that makes room may have judged a copy before it was noted as used.
             if all((folder / file.path).exists() for file in files):
                 return
         raise StoreUnavailable(
@@ -109,11 +109,11 @@ class Objects:
         )
 
     def _lay_out(self, files: tuple[File, ...], folder: Path, verify: Verify, link: bool, meter: Meter) -> None:
-        if self._remote:
-            self._stamps.used({file.sha256 for file in files})
         self.verify(files, verify, meter)
         if self._remote:
-            self._stamps.used({file.sha256 for file in files})
+            # Whoever makes room sees this or has removed the copy by now, which `fetch` sees.
+            with self._cache_lock(fcntl.LOCK_SH):
+                self._stamps.used({file.sha256 for file in files})
             self.trim(cache_limit_bytes())
         with explained(str(folder), "write", "the files"):
             _make_folders(files, folder)
@@ -158,10 +158,20 @@ class Objects:
         for entry in sorted(held, key=lambda entry: used[entry.path]):
             if total - removed <= limit_bytes or used[entry.path] > young:
                 break
-            if (self._stamps.last_used_s(entry.path[-64:]) or 0.0) > young:  # by another process, since it was listed
-                continue
-            removed += entry.bytes if self._host.delete(entry.path) else 0
+            with self._cache_lock(fcntl.LOCK_EX):
+                if (self._stamps.last_used_s(entry.path[-64:]) or 0.0) > young:  # by another process, just now
+                    continue
+                removed += entry.bytes if self._host.delete(entry.path) else 0
         return removed
+
+    @contextlib.contextmanager
+    def _cache_lock(self, kind: int) -> Iterator[None]:
+        """Between processes that note what they use and those that make room; none where locks cannot be had."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                lock = stack.enter_context((self._host.root / "use.lock").open("a"))
+                fcntl.flock(lock, kind)
+            yield
 
     def missing(self, files: Iterable[File]) -> list[File]:
         """Files whose objects are not in the store, or not of the right size."""

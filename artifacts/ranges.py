@@ -14,7 +14,8 @@ from pathlib import Path
 
 from artifacts.parallel import in_parallel
 
-PART_BYTES = 8 << 20
+# Larger parts cost memory and tell less often how far they are; some servers read a whole object for each part.
+PART_BYTES = 16 << 20
 
 
 def read_in_parts(read: Callable[[int, int], bytes], path: Path, size_bytes: int, streams: int) -> tuple[str, int]:

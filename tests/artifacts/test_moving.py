@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import random
 import subprocess
-import threading
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -127,45 +127,43 @@ class TestMeter:
         assert said == []
 
 
-def _fetch_often(url: str, cache: str, folder: str, files, limit: str) -> None:
-    os.environ["FAIRWAY_CACHE_BYTES"] = limit
+def _fetch_in_turns(url: str, cache: str, folder: str, files, barrier) -> None:
+    os.environ["FAIRWAY_CACHE_BYTES"] = "120000"  # two of six objects
     store = Store.open(url, cache=Path(cache))
-    for turn in range(15):
-        for index, each in enumerate(files):
+    for turn in range(TURNS):
+        barrier.wait(60)
+        order = random.Random(f"{turn} {folder}").sample(files, len(files))
+        for index, each in enumerate(order):
             store.fetch(each, Path(folder) / f"{turn}-{index}", verify="full" if turn % 5 == 4 else "stamp")
-            for file in each:
-                data = (Path(folder) / f"{turn}-{index}" / file.path).read_bytes()
-                assert hashlib.sha256(data).hexdigest() == file.sha256
+        for index, each in enumerate(order):  # all of them were used within a day
+            data = (Path(folder) / f"{turn}-{index}" / each[0].path).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == each[0].sha256
+        barrier.wait(60)
+
+
+TURNS = 12
 
 
 @pytest.mark.slow
 def test_processes_that_share_a_small_cache_each_read_the_right_bytes(s3_bucket, tmp_path, publish):
-    """Both fetch, trim and read at once; every object is older than a day to the other's eyes."""
+    """Both fetch, make room and read at once, again and again, when all that is there was last used long ago."""
     url = f"s3://{s3_bucket}/{uuid4().hex}"
     store = Store.open(url, cache=tmp_path / "writer")
     files = [publish(store, text, {"raw/w.bin": text.encode() * 50_000}).record.files for text in "abcdef"]
     context = multiprocessing.get_context("spawn")
-    arguments = [(url, str(tmp_path / "shared"), str(tmp_path / f"in{n}"), files, "120000") for n in range(2)]
-    processes = [context.Process(target=_fetch_often, args=each) for each in arguments]
+    barrier = context.Barrier(3)
+    arguments = [(url, str(tmp_path / "shared"), str(tmp_path / f"in{n}"), files, barrier) for n in range(2)]
+    processes = [context.Process(target=_fetch_in_turns, args=each) for each in arguments]
     for process in processes:
         process.start()
-    ageing = threading.Event()
-
-    def age() -> None:
-        while not ageing.wait(0.01):
-            for stamp in (tmp_path / "shared").rglob("stamps/*/*"):
-                try:
-                    os.utime(stamp, (1.0, 1.0)) if hash(stamp) % 3 else None
-                except FileNotFoundError:
-                    continue
-
-    ager = threading.Thread(target=age)
-    ager.start()
+    for _ in range(TURNS):
+        for path in (tmp_path / "shared").rglob("*"):
+            if "stamps" in path.parts and path.is_file():
+                os.utime(path, (1.0, 1.0))
+        barrier.wait(60)
+        barrier.wait(60)
     for process in processes:
-        process.join(120)
-    ageing.set()
-    ager.join()
-    # One that meets an eviction five times in a row says so; nobody ever reads wrong bytes.
+        process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
 
 
