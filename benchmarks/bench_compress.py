@@ -24,20 +24,14 @@ from model.weights import load_weights
 from stages.quantize.config import Config
 from stages.quantize.network import quantize_network
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 SIZES = {
     "2M gaussian": {"layers": 3, "dim": 256, "spread": 0.0},
     "2M trained-like": {"layers": 3, "dim": 256},
     "27M trained-like": {"layers": 11, "dim": 512, "buckets": 2048},
 }
 CASES = [pytest.param(SIZES[name], id=name, marks=[pytest.mark.slow] * name.startswith("27M")) for name in SIZES]
-
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 def compare(benchmark, quantized, path: Path) -> None:

@@ -24,6 +24,8 @@ from model.score import Scorer, autocast, score
 from model.stream import TokenStream
 from model.windows import Windows
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 FEATURES = {"smear": True, "unet_skips": True, "residual_mix": True, "ln_scale": True}
 SMALL = GPTConfig(
     layers=6, dim=192, heads=6, kv_heads=3, mlp_hidden=576, rope=RopeConfig(dims=16),
@@ -32,14 +34,6 @@ SMALL = GPTConfig(
 BASE_STACK = GPTConfig(rope=RopeConfig(dims=16), bigram=BigramConfig(buckets=2048), **FEATURES)
 TABLE = ByteTable(np.full(1024, 2, np.int32), np.zeros(1024, bool), np.zeros(1024, bool))
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_referee(targets, context, stride, chunk=0, batch_windows=16):

@@ -17,6 +17,8 @@ from model.init import initialise
 from stages.train.groups import parameter_groups
 from stages.train.muon import Muon
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 FEATURES = {"smear": True, "unet_skips": True, "residual_mix": True, "ln_scale": True}
 SMALL = GPTConfig(
     layers=6,
@@ -30,14 +32,6 @@ SMALL = GPTConfig(
 )
 BASE_STACK = GPTConfig(rope=RopeConfig(dims=16, reference_tokens=1024), bigram=BigramConfig(buckets=2048), **FEATURES)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network(config: GPTConfig, device: str, dtype: torch.dtype) -> GPT:

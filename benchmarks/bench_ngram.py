@@ -22,6 +22,8 @@ from model.mixer import Blend, Gate
 from model.ngram import NGrams
 from model.referee import Handout
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 CPU = torch.device("cpu")
 VOCAB, CHUNK = 1024, 32_768
 MIXERS = {
@@ -30,14 +32,6 @@ MIXERS = {
     "order-5": lambda: NGrams(VOCAB, 5, CPU),
     "order-10": lambda: NGrams(VOCAB, 10, CPU),
 }
-
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache

@@ -10,6 +10,8 @@ from stages.quantize.config import Config, GroupConfig
 from stages.quantize.errors import summary
 from stages.quantize.network import quantize_network
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 RULES = {
     "max with floor": {"matrices": GroupConfig(bits=6, scale_floor=1 / 31, full_range=True)},
     "search per row": {},
@@ -21,14 +23,6 @@ CASES = [
     for size in SIZES
     for rule in RULES
 ]
-
-
-@pytest.fixture(autouse=True)
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("layers", "dim", "rule"), CASES)
