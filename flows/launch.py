@@ -19,13 +19,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts.backend import room
 from flows.ranks import Output, Said
-from stages.contract import EXIT_USER_ERROR, PARENT, Device
+from stages.contract import EXIT_USER_ERROR, PARENT, Device, Runtime, runtime_to_json
 
 POLL_S = 0.05
 OUTPUT_EVERY_S = 0.25
@@ -148,13 +148,11 @@ def launch(job: Job, folder: Path, log: Path, watch: Watch) -> dict[str, Any]:
     for each in (out, scratch, checkpoints, log.parent):
         each.mkdir(parents=True, exist_ok=True)
     job_path, progress_path = folder / "JOB.json", folder / "progress.jsonl"
-    runtime = {
-        "scratch": str(scratch),
-        "checkpoints": str(checkpoints),
-        "device": asdict(job.device),
-        "workers": job.workers,
-        "progress": str(progress_path),
-    }
+    runtime = runtime_to_json(
+        Runtime(
+            scratch=scratch, checkpoints=checkpoints, device=job.device, workers=job.workers, progress=progress_path
+        )
+    )
     inputs = {role: str(path) for role, path in job.inputs.items()}
     content = {"config": job.config, "inputs": inputs, "out": str(out), "seed": job.seed, "runtime": runtime}
     job_path.write_text(json.dumps(content), encoding="utf-8")
