@@ -280,7 +280,7 @@ def _add_submit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _add_score(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     score = _common(commands.add_parser("score", help="score an archive or a weights file that was made elsewhere"))
-    score.add_argument("file", help="archive (.fwy) or weights (.safetensors)")
+    score.add_argument("file", help="archive (.fwy) or weights (.safetensors), hf:// or another URL too")
     score.add_argument("--recipe", default="quickstart", help="whose documents, tokenizer and protocols (quickstart)")
     score.add_argument("--scale", default="full", help="smoke, one-gpu or full (default)")
     score.add_argument("--protocol", action="append", default=[], metavar="NAME", help="only this protocol; repeatable")

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flows.foreign import Question, inspect, score
 from flows.show import PlainRun
 from flows.tables import print_json, print_table, seconds_text
+from stages.contract import StageError
+from stages.urls import filesystem
 
 
 def score_file(arguments: argparse.Namespace) -> int:
     """Score an archive or a weights file that was made elsewhere."""
-    given = inspect(Path(arguments.file))
+    with local_copy(arguments.file) as path:
+        return _score(path, arguments)
+
+
+@contextmanager
+def local_copy(source: str) -> Iterator[Path]:
+    """A file of this host with what lies at a path or URL; a copy goes at the end. Raises StageError."""
+    if "://" not in source:
+        yield Path(source)
+        return
+    fs, inside = filesystem(source)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, inside.rsplit("/", 1)[-1])
+        try:
+            fs.get_file(inside, str(path))
+        except Exception as error:  # every filesystem has errors of its own
+            raise StageError(f"score reads a file; {source} is not there: {type(error).__name__}: {error}") from error
+        yield path
+
+
+def _score(path: Path, arguments: argparse.Namespace) -> int:
+    given = inspect(path)
     question = Question(
         recipe=arguments.recipe,
         scale=arguments.scale,

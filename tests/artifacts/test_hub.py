@@ -157,3 +157,15 @@ def test_documents_on_the_hub_are_a_source_whose_fingerprint_follows_their_bytes
     repository["docs/a.jsonl"] = b'{"text": "ONE"}\n'
     assert look(url)[2] != first[2]
     assert all(TOKEN.encode() not in path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
+
+
+def test_a_checkpoint_on_the_hub_is_looked_at_as_one_of_this_machine(hub, call, tmp_path):
+    hub.repositories["models/me/model"] |= {"net/weights.safetensors": b"neither weights nor archive" * 2000}
+    score = ("-m", "flows.cli", "score", "--store", str(tmp_path / "store"))
+    looked = call(*score, "hf://me/model/net/weights.safetensors")
+    assert looked.returncode != 0
+    assert "weights.safetensors is none" in looked.stderr
+    lost = call(*score, "hf://me/model/net/none.safetensors")
+    assert lost.returncode != 0
+    assert "hf://me/model/net/none.safetensors is not there" in lost.stderr
+    assert "Traceback" not in looked.stderr + lost.stderr
