@@ -80,8 +80,8 @@ def test_a_worker_that_was_declared_dead_but_lives_gives_up_and_no_gpu_is_booked
             os.kill(pid, signal.SIGCONT)
     wait_for(lambda: not [pid for pid in below if start_time(pid)], "the first attempt has given up", 40)
     held.clear("hold", "train")
-    lab.completed(run)
-    assert attempts(lab, train) == ["CRASHED", "COMPLETED"]
+    wait_for(lambda: attempts(lab, train) == ["CRASHED", "COMPLETED"], "its successor has ended well")
+    lab.stop(run)
     assert "from step 10 " in said(lab, train)
     assert not held.held_twice()
     assert lab.gpu.worker.poll() is None
@@ -99,7 +99,7 @@ def test_a_stage_that_is_scheduled_again_while_it_runs_starts_once_more_and_its_
     wait_for(lambda: lab.run(train["id"])["run_count"] == 2, "the same worker has started it again")
     held.clear("hold", "train")
     lab.completed(train["id"])
-    stop(lab, run)
+    lab.stop(run)
     assert lab.gpu.worker.poll() is None
     assert attempts(lab, train) == ["COMPLETED"]
     assert "from step 10 " in said(lab, train)
@@ -118,15 +118,9 @@ def test_a_run_that_was_declared_dead_but_lives_leaves_its_stage_to_its_successo
     assert attempts(lab, train) == ["RUNNING"]
     held.clear("hold", "train")
     lab.completed(train["id"])
-    stop(lab, run)
+    lab.stop(run)
     assert attempts(lab, train) == ["COMPLETED"]
     assert "from step 0 " in said(lab, train)
-
-
-def stop(lab: Lab, run: str) -> None:
-    """What comes after its training is what every run does."""
-    lab.cancel(run)
-    assert lab.ended(run)["type"] == "CANCELLED"
 
 
 def engines(lab: Lab) -> list[int]:

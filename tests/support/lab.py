@@ -191,6 +191,11 @@ class Lab:
         ended = self.ended(run_id, limit_s)
         assert ended["type"] == "COMPLETED", f"{ended['name']}: {ended['message']}"
 
+    def stop(self, run_id: str) -> None:
+        """Cancel a run whose remaining stages prove nothing."""
+        self.cancel(run_id)
+        assert self.ended(run_id)["type"] == "CANCELLED"
+
     def stages(self, **having: Any) -> list[dict[str, Any]]:
         """Runs of the flow `stage`, oldest first; `having` are parameters."""
         found = self.post("flow_runs/filter", flows={"name": {"any_": ["stage"]}}, sort="START_TIME_ASC", limit=200)
