@@ -29,6 +29,7 @@ from flows.commands.serve_arguments import (
     add_steering,
 )
 from flows.launch import Interrupted, StageFailed
+from flows.rundoc import STATES
 from stages.contract import StageError
 
 DONE, FAILED, USAGE, USER_ERROR, INTERRUPTED = 0, 1, 2, 3, 130
@@ -175,10 +176,15 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     runs = commands.add_parser("runs", help="list, show, steer or remove runs")
     actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _common(actions.add_parser("ls", help="every run, newest last"))
+    listed = _common(actions.add_parser("ls", help="every run, newest last"))
+    listed.add_argument("--state", choices=STATES, help="only runs in this state")
+    listed.add_argument("--recipe", default="", help="only runs of this recipe")
+    listed.add_argument("--last", type=int, default=0, metavar="N", help="only the newest N")
     for action, text in (("show", "one run in full"), ("rm", "forget runs; artifacts stay until gc")):
         command = _common(actions.add_parser(action, help=text))
-        command.add_argument("run", nargs="+" if action == "rm" else None, help="run id")
+        command.add_argument(
+            "run", nargs="+" if action == "rm" else None, help="run id, or a part of it that no other has"
+        )
     add_steering(actions, _common)
 
 

@@ -80,8 +80,9 @@ class Progress:
         if progress is None:
             self._text = f"{self._label}: {event['text'] or event['kind']}"
             return
-        self._percent = 100.0 * min(1.0, progress["done"] / progress["total"]) if progress["total"] else 0.0
-        self._text = f"{self._label}: {progress_text(launch.Progress(**progress))}"
+        self._percent = round(100.0 * min(1.0, progress["done"] / progress["total"]), 1) if progress["total"] else 0.0
+        says = progress_text(launch.Progress(**progress)).replace("  ", ", ")
+        self._text = f"{self._label}: {says}"
 
     def show(self, changed: bool) -> None:
         """Write if it is time to."""

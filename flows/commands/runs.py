@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from artifacts.errors import NotFound
 from artifacts.store import Store
+from flows.headline import best_score, says
 from flows.prepare import local_folder, sweep
-from flows.rundoc import gpu_hours, label_of
+from flows.rundoc import gpu_hours, hours_text, label_of, lost_gpu_hours
 from flows.tables import print_json, print_table, seconds_text
 from stages.contract import StageError
+
+LEAST_DIGITS = 4  # of a part of a run's id
 
 
 def runs(arguments: argparse.Namespace) -> int:
@@ -23,29 +29,66 @@ def runs(arguments: argparse.Namespace) -> int:
     store = Store.open(arguments.store)
     sweep(store, local_folder(store))  # a killed run is seen as one
     if arguments.action == "rm":
-        for run_id in arguments.run:
-            store.remove_run(run_id)
-        if arguments.json:
-            print_json({"removed": arguments.run})
-        return 0
+        return _remove(store, [find_run(store, text) for text in arguments.run], arguments.json)
     if arguments.action == "show":
-        return _show(store.read_run(arguments.run), arguments.json)
-    documents = store.list_runs()
+        return _show(find_run(store, arguments.run), arguments.json)
+    return _list(store, arguments)
+
+
+def find_run(store: Store, text: str) -> dict[str, Any]:
+    """The run whose id this is, or the only one whose id has it in it. NotFound or StageError."""
+    try:
+        return store.read_run(text)
+    except NotFound:
+        found = [run for run in store.list_runs() if text in run["id"]] if len(text) >= LEAST_DIGITS else []
+        if len(found) > 1:
+            raise StageError(
+                f"a part of a run's id says which one it is; {text!r} is in {len(found)} of them: "
+                f"{', '.join(run['id'] for run in found[-3:])}; give more of it"
+            ) from None
+        if not found:
+            raise
+        return found[0]
+
+
+def _remove(store: Store, documents: Sequence[dict[str, Any]], as_json: bool) -> int:
+    for document in documents:
+        if document["state"] == "running":
+            raise StageError(f"a run that goes on is not removed; {document['id']} is running; cancel it first")
+    removed = [document["id"] for document in documents]
+    for run_id in removed:
+        store.remove_run(run_id)
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        sys.stdout.write("".join(f"{run_id}: removed; its artifacts stay until `artifacts gc`\n" for run_id in removed))
+    return 0
+
+
+def _list(store: Store, arguments: argparse.Namespace) -> int:
+    documents = [
+        run
+        for run in store.list_runs()
+        if arguments.state in (None, run["state"]) and arguments.recipe in ("", run["recipe"])
+    ][-arguments.last :]
     if arguments.json:
         print_json({"runs": [line(document) for document in documents]})
         return 0
+    headings = ["run", "recipe", "scale", "seed", "state", "ran/steps", "took", "best BPB", "GPU hours", "what"]
     rows = [
-        [d["id"], d["recipe"], d["scale"], d["seed"], d["state"], _steps(d), _best(d), " ".join(d["overrides"])]
+        [d["id"], d["recipe"], d["scale"], d["seed"], d["state"], _steps(d), _took(d), _best(d), _hours(d), _what(d)]
         for d in documents
     ]
-    print_table(["run", "recipe", "scale", "seed", "state", "ran/steps", "best BPB", "overrides"], rows)
+    kept = [i for i in range(len(headings)) if headings[i] != "GPU hours" or any(row[i] for row in rows)]
+    print_table([headings[i] for i in kept], [[row[i] for i in kept] for row in rows])
     return 0
 
 
 def line(document: dict[str, Any]) -> dict[str, Any]:
     """A run as programs read it in a list."""
     names = ("id", "recipe", "scale", "seed", "overrides", "state", "started", "finished", "scores", "bytes", "error")
-    return {**{name: document[name] for name in names if name in document}, "gpu_hours": gpu_hours(document)}
+    told = {name: document[name] for name in names if name in document}
+    return {**told, "gpu_hours": gpu_hours(document), "lost_gpu_hours": lost_gpu_hours(document)}
 
 
 def _steps(document: dict[str, Any]) -> str:
@@ -54,9 +97,25 @@ def _steps(document: dict[str, Any]) -> str:
 
 
 def _best(document: dict[str, Any]) -> str:
-    """The last score of the ladder: what would be submitted."""
-    scores = list(document.get("scores", {}).values())
-    return f"{scores[-1]['bpb']:.4f}" if scores else ""
+    best = best_score(document)
+    return f"{best[1]['bpb']:.4f} {best[0]}" if best is not None else ""
+
+
+def _took(document: dict[str, Any]) -> str:
+    if document.get("finished") is None:
+        return ""
+    started, finished = (datetime.fromisoformat(document[name]) for name in ("started", "finished"))
+    return seconds_text((finished - started).total_seconds())
+
+
+def _hours(document: dict[str, Any]) -> str:
+    return hours_text(document).removeprefix("GPU hours ")
+
+
+def _what(document: dict[str, Any]) -> str:
+    """What was changed, and the rule that broke."""
+    error = document.get("error", "").partition("\n")[0]
+    return "; ".join(filter(None, [" ".join(document["overrides"]), error]))
 
 
 def _show(document: dict[str, Any], as_json: bool) -> int:
@@ -67,8 +126,12 @@ def _show(document: dict[str, Any], as_json: bool) -> int:
         if document.get(name) is not None:
             sys.stdout.write(f"{name:<10} {document[name]}\n")
     sys.stdout.write(f"overrides  {' '.join(document['overrides']) or 'none'}\n")
-    if hours := gpu_hours(document):
-        sys.stdout.write(f"GPU hours  {hours:.3f}\n")
+    if hours := _hours(document):
+        sys.stdout.write(f"GPU hours  {hours}\n")
+    if headline := says(document):
+        sys.stdout.write(f"result     {headline}\n")
+    if document.get("flow_run"):
+        sys.stdout.write(f"page       /runs/flow-run/{document['flow_run']} of its Prefect server\n")
     print_table(["step", "state", "artifact", "took", "key", "error"], [_row(step) for step in document["steps"]])
     if scores := document.get("scores"):
         print_table(["score", "BPB"], [[name, f"{score['bpb']:.4f}"] for name, score in scores.items()], right="BPB")
@@ -87,7 +150,7 @@ def report(arguments: argparse.Namespace) -> int:
 
     store = Store.open(arguments.store)
     if arguments.run:
-        document = store.read_run(arguments.run)
+        document = find_run(store, arguments.run)
     else:
         completed = [run for run in store.list_runs() if run["state"] == "completed"]
         if not completed:

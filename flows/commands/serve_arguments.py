@@ -98,7 +98,7 @@ def add_steering(
         ("retry", "run again what a run was asked for; what is in the store is not made again"),
     ):
         command = _folder(common(actions.add_parser(action, help=text)))
-        command.add_argument("run", help="run id")
+        command.add_argument("run", help="run id, or a part of it that no other has")
         if action == "logs":
             command.add_argument("stage", nargs="?", default="", help="only this stage")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from artifacts.errors import DamagedArtifact, NotFound
 from artifacts.store import Store
+from flows.commands.runs import find_run
 from flows.commands.serve import use_server
 from flows.prepare import Request, local_folder
 from flows.rundoc import label_of
@@ -21,23 +22,37 @@ from stages.contract import StageError
 Document = dict[str, Any]
 
 
+def _found(store: Store, arguments: argparse.Namespace) -> Document:
+    document = find_run(store, arguments.run)
+    arguments.run = document["id"]  # what was typed may be a part of it
+    return document
+
+
 def logs(arguments: argparse.Namespace) -> int:
     """Print the logs of a run's stages, from this machine or from the store."""
     store = Store.open(arguments.store)
-    document = store.read_run(arguments.run)
+    document = _found(store, arguments)
     found: dict[str, str] = {}
     for step in document["steps"]:
         label = label_of(step)
         if arguments.stage in ("", step["stage"], label) and (text := _log(store, document, step, label)):
             found[label] = text
     if arguments.stage and not found:
-        raise StageError(f"a stage's log is kept if it said anything; {arguments.run} has none of {arguments.stage!r}")
+        raise StageError(_no_log(document, arguments.stage))
     if arguments.json:
         print_json({"run": arguments.run, "logs": found})
         return 0
     for label, text in found.items():
         sys.stdout.write(f"== {label}\n{text}" if text.endswith("\n") else f"== {label}\n{text}\n")
     return 0
+
+
+def _no_log(document: Document, stage: str) -> str:
+    """Why there is no log of a stage."""
+    labels = [label_of(step) for step in document["steps"]]
+    if not any(stage in (step["stage"], label) for step, label in zip(document["steps"], labels, strict=True)):
+        return f"a log is of one of a run's steps; {document['id']} has no {stage!r}; it has {', '.join(labels)}"
+    return f"a log is kept if the stage said anything and has ended; {document['id']} has none of {stage!r}"
 
 
 def _log(store: Store, document: Document, step: dict[str, Any], label: str) -> str:
@@ -54,7 +69,7 @@ def _log(store: Store, document: Document, step: dict[str, Any], label: str) -> 
 
 def cancel(arguments: argparse.Namespace) -> int:
     """Stop a run: its stages write a checkpoint, the next run goes on from there."""
-    document = Store.open(arguments.store).read_run(arguments.run)
+    document = _found(Store.open(arguments.store), arguments)
     if document["state"] != "running":
         raise StageError(f"only a run that goes on can be cancelled; {arguments.run} is {document['state']}")
     if document.get("flow_run"):
@@ -82,7 +97,7 @@ def _signal(document: Document) -> None:
 
 def retry(arguments: argparse.Namespace) -> int:
     """Run again what a run was asked for; what is in the store is not made again."""
-    document = Store.open(arguments.store).read_run(arguments.run)
+    document = _found(Store.open(arguments.store), arguments)
     if document["state"] == "running":
         raise StageError(f"only a run that has ended can be retried; {arguments.run} is running; cancel it first")
     if document.get("flow_run"):
