@@ -1,4 +1,4 @@
-"""What a person does in a browser: fill the form of `score`, start it, see it finish, look at the score table.
+"""What a person does in a browser: fill the form of `score`, start it, see it finish, look at what it came to.
 
 Screenshots are kept in `build/screenshots`.
 """
@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from lab import Lab
+
+from artifacts.store import Store
 
 playwright = pytest.importorskip("playwright.sync_api", reason="NO BROWSER TEST: playwright is not installed")
 pytestmark = pytest.mark.slow
@@ -76,15 +78,78 @@ def test_a_person_fills_the_form_starts_a_run_and_reads_its_scores(
     page.wait_for_url("**tab=Runs")
     run = page.get_by_role("link").and_(page.locator("[href*='/runs/flow-run/']")).first
     run.wait_for()
-    page.goto(f"{base}{run.get_attribute('href')}")
+    address = f"{base}{run.get_attribute('href')}"
+    page.goto(address)
     page.locator(".state-badge", has_text="Completed").first.wait_for()
     shoot(page, "run")
 
-    page.get_by_text("Artifacts", exact=True).first.click()
-    page.locator("[href*='/artifacts/artifact/']", has_text="fairway-scores").first.click()
+    open_artifact(page, "fairway-scores")
     page.get_by_text("roundtrip").first.wait_for()
     shoot(page, "scores")
     shown = page.locator("body").inner_text()
     score = lab.document()["scores"]["roundtrip"]["bpb"]
-    assert f"{score:g}" in shown
+    assert f"{score:.5f}" in shown
+
+    # The summary has the score in a line, and the curve as a picture that is really drawn.
+    page.goto(address)
+    open_artifact(page, "fairway-summary")
+    page.get_by_text(f"{score:.5f} BPB").first.wait_for()
+    curve = page.get_by_role("img", name="loss")
+    curve.wait_for()
+    assert curve.evaluate("image => image.complete && image.naturalWidth") > 300
+    shoot(page, "summary")
+
+    # A line of lineage leads to the page of the run that made the artifact: train's own, in the pool.
+    page.goto(address)
+    open_artifact(page, "fairway-lineage")
+    row = page.get_by_role("row").filter(has=page.get_by_role("cell", name="train", exact=True))
+    row.wait_for()
+    shoot(page, "lineage")
+    led = follow(row)
+    led.get_by_text("train toy smoke seed").first.wait_for()
+    led.get_by_text("edited code at").first.wait_for()  # what the stage said
+    shoot(led, "stage")
     assert asked <= {"127.0.0.1", ""}, "the page told somebody else"
+
+
+def test_a_hit_leads_to_the_run_that_made_it(lab: Lab, recipe: str, page: playwright.Page):
+    base = lab.api.removesuffix("/api")
+    runs = [lab.score(scale="smoke", toml=recipe, seed=5, pool="") for _ in range(2)]
+    for run in runs:
+        assert lab.ended(run)["type"] == "COMPLETED"
+    page.goto(f"{base}/runs/flow-run/{runs[1]}")
+    open_artifact(page, "fairway-lineage")
+    row = page.get_by_role("row").filter(has=page.get_by_role("cell", name="weigh", exact=True))
+    made = follow(row).url.rpartition("/")[2]
+    record = next(step for step in lab.document()["steps"] if step["stage"] == "weigh")
+    assert made == Store.open(lab.store).get("weigh", record["key"]).provenance["flow_run"]
+
+
+def test_the_list_of_runs_says_which_field_was_wrong(lab: Lab, recipe: str, page: playwright.Page):
+    run = lab.score(scale="smoke", toml=recipe, overrides=["train.muon.lrr=0.02"])
+    assert lab.ended(run)["type"] == "FAILED"
+    page.goto(f"{lab.api.removesuffix('/api')}/runs")
+    listed = page.get_by_role("link", name="train.muon.lrr is no field")
+    listed.first.wait_for()
+    shoot(page, "runs")
+    listed.first.click()
+    page.wait_for_url(f"**/runs/flow-run/{run}")
+    page.get_by_text("Finished in state Failed").first.wait_for()
+    assert "Traceback" not in page.locator("body").inner_text()
+    shoot(page, "failed")
+
+
+def follow(row: playwright.Locator) -> playwright.Page:
+    """The page behind a row's link, which Prefect opens beside this one."""
+    with row.page.context.expect_page() as opened:
+        row.get_by_role("link").click()
+    led = opened.value
+    led.wait_for_url("**/runs/flow-run/*")
+    return led
+
+
+def open_artifact(page: playwright.Page, key: str) -> None:
+    """From a run's page."""
+    page.get_by_text("Artifacts", exact=True).first.click()
+    page.locator("[href*='/artifacts/artifact/']", has_text=key).first.click()
+    page.wait_for_url("**/artifacts/artifact/*")

@@ -128,13 +128,16 @@ def test_a_result_that_is_not_reproduced_is_reported_and_the_first_one_stays(tre
 
 
 def test_a_failed_stage_leaves_no_record_and_the_run_goes_on_from_there(tree: Path, tmp_path: Path):
-    behave(tree, "quantize", 'raise StageError("weights are finite; got nan; train again")')
+    behave(tree, "quantize", 'print("last words")\nraise StageError("weights are finite; got nan; train again")')
     with pytest.raises(StageFailed, match="weights are finite; got nan; train again"):
         run_toy(request(tmp_path, tree))
     store = Store.open(tmp_path / "store")
     assert {stage for stage, _ in store.records()} == {"corpus", "vocabulary", "tokenize", "train", "average"}
     (document,) = store.list_runs()
     assert document["state"] == "failed"
+    failed = next(step for step in document["steps"] if step["stage"] == "quantize")
+    assert failed["lost_s"] > 0
+    assert store.read_object(failed["log"]) == b"last words\n"
     assert not list((tmp_path / "store" / "scratch").iterdir())
     behave(tree, "quantize", "pass")
     assert ran(run_toy(request(tmp_path, tree)))[0] == "quantize"
