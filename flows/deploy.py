@@ -75,6 +75,11 @@ class _Deployment:
     def full_name(self) -> str:
         return f"{self.flow}/{self.name}"
 
+    @property
+    def entrypoint(self) -> str:
+        """A module: each worker imports its own."""
+        return f"flows.{'deployed_stage' if self.flow == 'stage' else 'deployments'}.{self.flow}"
+
 
 def shared_store(store: str) -> str:
     """The store as every worker must know it: a URL without credentials, or an absolute path."""
@@ -272,7 +277,7 @@ def _upsert(client: SyncPrefectClient, wanted: _Deployment) -> UUID:
     """Create, or change in place: creating again would delete the schedules that people made."""
     properties = wanted.schema["properties"]
     fields: dict[str, Any] = {
-        "entrypoint": f"flows.deployments.{wanted.flow}",  # a module: each worker imports its own
+        "entrypoint": wanted.entrypoint,
         "work_pool_name": wanted.pool,
         "description": wanted.description,
         "tags": list(wanted.tags),

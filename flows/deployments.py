@@ -1,15 +1,13 @@
-"""The flows that a server's workers run: `score`, `seeds` and `sweep`; and `stage`, one stage of such a run elsewhere.
+"""The flows that people start on a server: `score`, `seeds` and `sweep`. What they send elsewhere: `deployed_stage.py`.
 
-Workers import this module from their own checkout (its name is the deployments' entry point). The first three key with
-that checkout; `stage` runs what it is sent. What a person fills in - types, choices, defaults - is in `deploy.py`.
+Workers import this module from their own checkout (its name is the deployments' entry point), and the flows key with
+that checkout. What a person fills in - types, choices, defaults - is in `deploy.py`.
 
-None of them starts a run of another one of the first three, and `stage` starts none at all: whoever waits, waits for a
-pool in which nobody waits.
+None of them starts a run of another one: whoever waits, waits for a pool in which nobody waits.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,17 +22,14 @@ from flows.headline import says
 from flows.identity import Identity
 from flows.naming import run_title
 from flows.plan import is_done, plan
-from flows.preflight import answer
 from flows.prepare import Request, local_folder, look_outside, prepare
 from flows.present import show_set, show_sweep
-from flows.remote_stage import carry_out, home
 from flows.seeds import Show, check_seeds, declare, result_of, run_set
 from flows.supervise import (
     Conduct,
     LogView,
     Unchanged,
     named_recipe,
-    own_id,
     own_name,
     request,
     scheduled_for,
@@ -179,35 +174,6 @@ def sweep(
         return _complete(result)
 
     return supervised(work, store, credentials)
-
-
-@flow(name="stage", persist_result=False, validate_parameters=False)
-def stage(
-    stage: str = "",
-    part: str = "",
-    key: str = "",
-    source: str = "",
-    store: str = "",
-    config: dict[str, Any] | None = None,
-    components: dict[str, Any] | None = None,
-    inputs: dict[str, Any] | None = None,
-    seed: int | None = None,
-    device: dict[str, Any] | None = None,
-    attempt: int = 0,
-    forced: bool = False,
-    deadline_s: float | None = None,
-    run: str = "",
-    provenance: dict[str, Any] | None = None,
-    format: int = 0,
-    credentials: str = "",
-    preflight: bool = False,
-) -> Any:
-    """One stage of a run, sent by value; see `remote.Assignment`. `preflight` asks only what this machine has."""
-    sent = {name: value for name, value in locals().items() if name != "preflight"}
-    os.chdir(home())
-    if preflight:
-        return answer(store, credentials)
-    return carry_out({**sent, "provenance": provenance or {}}, own_id(), get_run_logger())
 
 
 def unchanged(asked: Request, seeds: Sequence[int]) -> bool:

@@ -22,7 +22,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact, FlowRun, State
 from prefect.context import TaskRunContext
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectNotFound, PrefectException, PrefectHTTPStatusError
 from prefect.states import Cancelled, Cancelling, Crashed, Scheduled
 
 from artifacts.record import Record
@@ -37,7 +37,9 @@ from flows.session import Event, Session
 from stages.contract import StageError
 
 STAGE_FLOW = "stage"
-POLL_S = 1.0
+POLL_S = 0.5
+RECORD_LIMIT_S = 10.0  # for the server to record a task that has begun; and it is asked this often:
+RECORD_POLL_S = 0.1
 LOOK_FOR_LIFE_EVERY_S = 5.0
 SILENCE_S = 60.0  # a running stage that says nothing for so long is dead; it speaks every ten seconds
 START_LIMIT_S = 300.0  # from a worker's taking it to its first word: images may have to be pulled
@@ -122,15 +124,14 @@ class Pool:
         place = hashlib.sha256(session.store.url.encode()).hexdigest()[:8]
         label = assignment["stage"] + (f"[{assignment['part']}]" if assignment["part"] else "")
         overrides = session.run.snapshot().get("overrides", ())
-        context = TaskRunContext.get()
         while True:
-            run = client.create_flow_run_from_deployment(
+            run = _create_below_task(
+                client,
                 deployment,
                 parameters={**assignment, "attempt": attempt},
                 name=f"{label} {run_title(session.recipe, session.scale, session.seed, overrides=overrides)}",
                 tags=[assignment["stage"], session.recipe, session.scale, f"seed-{session.seed}"],
                 idempotency_key=f"{assignment['key']}-{place}{forced}-{attempt}",
-                parent_task_run_id=context.task_run.id if context is not None else None,
                 state=Scheduled(scheduled_time=server_now(str(client.api_url))),  # by our own clock it may be tomorrow
             )
             if run.state is None or not run.state.is_final():
@@ -225,6 +226,25 @@ class _Life:
     def _updated(self) -> object:
         found = _artifacts(self._client, self._flow_run, "fairway-progress")
         return max((str(each.updated) for each in found), default=None)
+
+
+def _create_below_task(client: SyncPrefectClient, deployment: UUID, **run: Any) -> FlowRun:
+    """A run below the task that is running here, so that the page shows it there.
+
+    Prefect's server records tasks from their events, so it may hear of this one after us, and refuses it as a parent
+    until then. A run without a parent is better than none: that is what it becomes in the end.
+    """
+    context = TaskRunContext.get()
+    parent = None if context is None else context.task_run.id
+    deadline_s = time.monotonic() + RECORD_LIMIT_S
+    while parent is not None and time.monotonic() < deadline_s:
+        try:
+            return client.create_flow_run_from_deployment(deployment, parent_task_run_id=parent, **run)
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != httpx.codes.CONFLICT:
+                raise
+            time.sleep(RECORD_POLL_S)
+    return client.create_flow_run_from_deployment(deployment, **run)
 
 
 def _declare(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) -> State[Any]:

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import httpx
 from prefect import get_run_logger
@@ -31,7 +30,7 @@ from flows.prepare import Prepared, Request
 from flows.remote_stage import Progress, home
 from flows.session import Event, Session
 from flows.show import describe
-from flows.vigil import WORDS, Vigil
+from flows.vigil import WORDS, Vigil, own_id
 from stages.contract import StageError
 
 REVIVALS = 5  # times that the automation of `deploy` may start a crashed run again
@@ -116,11 +115,6 @@ def request(recipe: str, scale: str, overrides: list[str] | None, store: str, po
     """A request of a form."""
     lines = tuple(line.strip() for line in overrides or () if line.strip())
     return Request(recipe=recipe, scale=scale, overrides=lines, store=store, pool=pool, grace_s=GRACE_S, **more)
-
-
-def own_id() -> UUID | None:
-    """This flow run's."""
-    return UUID(flow_run.id) if flow_run.id else None
 
 
 def crashes() -> int:

@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import Abort, PrefectException
+from prefect.runtime import flow_run
 from rich.console import Console
 
 from flows.clock import server_now
@@ -54,6 +55,11 @@ def own_state() -> UUID | None:
     context = FlowRunContext.get()
     run = context.flow_run if context is not None else None
     return run.state.id if run is not None and run.state is not None and run.state.is_running() else None
+
+
+def own_id() -> UUID | None:
+    """The id of the flow run that this is; None without a server."""
+    return UUID(flow_run.id) if flow_run.id else None
 
 
 class Vigil:
