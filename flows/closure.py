@@ -23,7 +23,7 @@ from stages.contract import StageError
 
 PACKAGES = ("artifacts", "configs", "flows", "model", "stages")  # everything else is installed, not ours
 ROOT = Path(__file__).resolve().parents[1]
-_CACHE_SCHEMA = 2
+_CACHE_SCHEMA = 3
 # A file written twice within the clock's resolution can keep its stamp: younger files are parsed every time.
 _SETTLED_S = 2.0
 
@@ -41,6 +41,7 @@ class Closure:
 class _Facts:
     """What one file says, whatever the files around it say."""
 
+    sha256: str  # of the file's text
     digest: str
     whole: str
     acts: bool  # has statements at all; an empty __init__.py has none
@@ -49,10 +50,14 @@ class _Facts:
 
 
 class SourceTree:
-    """A tree of our packages. Each file is looked at once, so that one plan sees one state of the tree."""
+    """A tree of our packages. Each file is looked at once, so that one plan sees one state of the tree.
 
-    def __init__(self, root: Path = ROOT, cache: Path | None = None) -> None:
+    `original`: the tree that this one was copied from. What it has parsed is not parsed again if the text is the same.
+    """
+
+    def __init__(self, root: Path = ROOT, cache: Path | None = None, original: SourceTree | None = None) -> None:
         self.root = root
+        self._original = original
         self._cache = cache
         self._known: dict[str, dict[str, object]] | None = None
         self._facts: dict[str, tuple[list[int], _Facts]] = {}  # path -> (stamp when it was read, facts)
@@ -133,9 +138,13 @@ class SourceTree:
             if entry is not None and entry["stamp"] == stamp:
                 self._facts[path] = stamp, _facts_from_json(entry["facts"])
             else:
-                self._facts[path] = stamp, read_facts(file.read_text(encoding="utf-8"), path)
+                self._facts[path] = stamp, self._learn(file.read_text(encoding="utf-8"), path)
                 self._learned = True
         return self._facts[path][1]
+
+    def _learn(self, source: str, path: str) -> _Facts:
+        known = self._original._facts.get(path) if self._original is not None else None
+        return known[1] if known is not None and known[1].sha256 == _sha256(source) else read_facts(source, path)
 
     def _remembered(self) -> dict[str, dict[str, object]]:
         if self._known is None:
@@ -159,7 +168,11 @@ def _stamp(file: Path) -> list[int]:
 def _facts_from_json(raw: object) -> _Facts:
     assert isinstance(raw, dict)
     imports = tuple((module, name) for module, name in raw["imports"])
-    return _Facts(raw["digest"], raw["whole"], raw["acts"], imports, tuple(raw["data"]))
+    return _Facts(raw["sha256"], raw["digest"], raw["whole"], raw["acts"], imports, tuple(raw["data"]))
+
+
+def _sha256(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def _digest_data(file: Path, declared_by: str) -> str:
@@ -173,7 +186,7 @@ def is_config_module(path: str) -> bool:
     return path.rsplit("/", 1)[-1] in ("config.py", "protocol.py")
 
 
-@lru_cache(maxsize=1024)  # a run reads a file once for its key and once for every stage that runs from a copy of it
+@lru_cache(maxsize=1024)  # several trees of one process hold the same files
 def read_facts(source: str, path: str) -> _Facts:
     """Parse one file. Raises StageError for a syntax error or a dynamic import, with file and line."""
     try:
@@ -185,7 +198,7 @@ def read_facts(source: str, path: str) -> _Facts:
         imports += _imports(node, path)
     data, whole = _data_files(tree), digest_form(whole_form_of(tree))
     form = form_of(tree, is_config=is_config_module(path))
-    return _Facts(digest_form(form), whole, bool(form), tuple(dict.fromkeys(imports)), data)
+    return _Facts(_sha256(source), digest_form(form), whole, bool(form), tuple(dict.fromkeys(imports)), data)
 
 
 def _executable(tree: ast.AST) -> Iterator[ast.AST]:

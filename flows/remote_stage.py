@@ -67,7 +67,8 @@ class Progress:
 
     def __init__(self, label: str, log: Log) -> None:
         self._label, self._log = label, log
-        self._logged_s = 0.0
+        self._logged_s = -LOG_EVERY_S
+        self._counts = False  # whether the stage has said how far it is
         self._text = f"{label}: starting"
         self._percent = 0.0
         self._shown_s = time.monotonic()
@@ -80,6 +81,8 @@ class Progress:
         if progress is None:
             self._text = f"{self._label}: {event['text'] or event['kind']}"
             return
+        if not self._counts:
+            self._counts, self._logged_s = True, -LOG_EVERY_S  # its first word is worth a line at once
         self._percent = round(100.0 * min(1.0, progress["done"] / progress["total"]), 1) if progress["total"] else 0.0
         says = progress_text(launch.Progress(**progress)).replace("  ", ", ")
         self._text = f"{self._label}: {says}"
@@ -171,7 +174,7 @@ def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> di
             time.sleep(POLL_S)
     finally:
         stopper.end()
-    _relay(events, progress, log)
+    progress.show(_relay(events, progress, log))
     result = folder / "result.json"
     ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"exit": process.returncode}
     progress.end(ended)

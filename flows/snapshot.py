@@ -57,8 +57,9 @@ class Frozen:
         closures = {stage: self.identity.closure(stage) for stage in stages if stage not in self._stages}
         for closure in closures.values():
             copy_files(closure.files, self.identity.tree.root, self.root)
+        copy = SourceTree(self.root, original=self.identity.tree)
         for stage, closure in closures.items():
-            if SourceTree(self.root).stage(stage).digests != closure.digests:
+            if copy.stage(stage).digests != closure.digests:
                 raise _edited(stage)
         self._stages |= closures.keys()
 

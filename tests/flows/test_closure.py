@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -148,6 +149,19 @@ def test_a_tree_is_read_once_so_that_a_plan_sees_one_state(root: Path) -> None:
     before = tree.stage("train").digests
     write(root, "model/maths.py", "def square(x):\n    return 0\n")
     assert tree.stage("train").digests == before
+
+
+def test_a_copy_with_the_same_text_is_not_parsed_and_an_edited_one_is(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SourceTree(root)
+    expected = original.stage("train").digests
+    copied = shutil.copytree(root, tmp_path / "copied")
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr("flows.closure.read_facts", lambda *_: pytest.fail("parsed"))
+        assert SourceTree(copied, original=original).stage("train").digests == expected
+    write(copied, "model/maths.py", (copied / "model/maths.py").read_text().replace("x * x", "x + x"))
+    assert SourceTree(copied, original=original).stage("train").digests == digests(copied) != expected
 
 
 class TestCache:
