@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from lab import CANARY, Lab
 from toyriver import behave
@@ -193,6 +195,20 @@ def test_a_pool_is_examined_by_its_own_worker(lab: Lab):
     assert findings["workers"]["text"] == "gpu"
     assert findings["store"]["text"].startswith(lab.store)
     assert str(lab.gpu.folder) in findings["disk"]["text"]
+
+
+def test_a_busy_server_refuses_no_run(lab: Lab):
+    deployment = lab.http.get("deployments/name/stage/gpu").json()["id"]
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2099-01-01T00:00:00Z"}}
+
+    def create(number: int) -> httpx.Response:
+        return lab.http.post(f"deployments/{deployment}/create_flow_run", json={"state": later})
+
+    with ThreadPoolExecutor(8) as people:
+        answers = list(people.map(create, range(48)))
+    assert {answer.status_code for answer in answers} == {201}
+    for answer in answers:
+        lab.http.delete(f"flow_runs/{answer.json()['id']}")
 
 
 def leaks(folder: Path) -> list[str]:

@@ -59,11 +59,16 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path):
     assert not (tmp_path / "up.json").exists()
 
 
+def test_a_wait_that_the_environment_sets_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "15")
+    assert worker_environment("http://127.0.0.1:1/api", tmp_path)["PREFECT_WORKER_QUERY_SECONDS"] == "15"
+
+
 def test_a_worker_runs_this_checkout_quietly_and_with_short_waits(tmp_path: Path):
     environment = worker_environment("http://127.0.0.1:1/api", tmp_path)
     assert Path(environment["PYTHONPATH"], "flows", "worker.py").is_file()
     assert environment["FAIRWAY_HOME"] == str(tmp_path)
     assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
-    assert float(environment["PREFECT_WORKER_QUERY_SECONDS"]) <= 2
+    assert float(environment["PREFECT_WORKER_QUERY_SECONDS"]) <= 0.5
     assert "--limit" not in worker_command("cpu", 0, "")
     assert worker_command("gpu", 1, "here")[-4:] == ["--name", "here", "--limit", "1"]

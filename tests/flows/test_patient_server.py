@@ -1,0 +1,48 @@
+"""What `up` puts in front of SQLite: transactions that wait for each other instead of failing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import sqlalchemy as sa
+from prefect.server.database.configurations import AioSqliteConfiguration
+from prefect.server.database.dependencies import MODELS_DEPENDENCIES
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
+
+from flows.patient_server import PatientSqlite, patient_database
+
+
+async def count_twice(database: AioSqliteConfiguration) -> int:
+    """Two transactions read a number and write one more, side by side; the number then."""
+    engine = await database.engine()
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE counter (n INTEGER)"))
+        await connection.execute(sa.text("INSERT INTO counter VALUES (0)"))
+
+    async def add() -> None:
+        async with await database.session(engine) as session, database.begin_transaction(session):
+            read = (await session.execute(sa.text("SELECT n FROM counter"))).scalar_one()
+            await asyncio.sleep(0.1)
+            await session.execute(sa.text("UPDATE counter SET n = :n"), {"n": read + 1})
+
+    await asyncio.gather(add(), add())
+    async with engine.connect() as connection:
+        found = (await connection.execute(sa.text("SELECT n FROM counter"))).scalar_one()
+    await engine.dispose()
+    return found
+
+
+def test_transactions_that_read_and_then_write_wait_for_each_other(tmp_path: Path):
+    database = PatientSqlite(f"sqlite+aiosqlite:///{tmp_path / 'counter.db'}")
+    assert asyncio.run(count_twice(database)) == 2
+
+
+def test_only_a_server_on_sqlite_gets_it(tmp_path: Path):
+    urls = {
+        f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}": PatientSqlite,
+        "postgresql+asyncpg://somebody@nowhere/prefect": type(None),
+    }
+    for url, kind in urls.items():
+        with temporary_settings({PREFECT_API_DATABASE_CONNECTION_URL: url}), patient_database():
+            assert type(MODELS_DEPENDENCIES["database_config"]) is kind
