@@ -50,6 +50,7 @@ class Page:
 
     def __init__(self, api: str) -> None:
         self._http = httpx.Client(base_url=f"{api}/", timeout=60)
+        self.refusals = 0
         self._deployment = self.get("deployments/name/score/score")["id"]
 
     def get(self, path: str, **query: str) -> Any:
@@ -57,8 +58,11 @@ class Page:
         return self._http.get(path, params=query).raise_for_status().json()
 
     def post(self, path: str, **body: Any) -> Any:
-        """One writing call."""
-        return self._http.post(path, json=body).raise_for_status().json()
+        """One writing call, once more for each time that the server is too busy, which is counted."""
+        while (answer := self._http.post(path, json=body)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            self.refusals += 1
+            time.sleep(0.1)
+        return answer.raise_for_status().json()
 
     def score(self, seed: int) -> dict[str, Any]:
         """Start a run and wait for its end; the run, with `asked_s` and `ended_s` by our clock."""
@@ -155,7 +159,7 @@ def cached(page: Page, runs: int, seed: int) -> list[Sample]:
 
 def quantiles(samples: list[Sample]) -> dict[str, dict[str, float]]:
     """p50, p95 and maximum of every time, seconds."""
-    names = max(samples, key=len)
+    names = max(samples, key=len, default={})
     table = {name: sorted(sample[name] for sample in samples if name in sample) for name in names}
     return {
         name: {
@@ -176,13 +180,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, up(Path(name)) as page:
         stages = {stage: quantiles(samples) for stage, samples in dispatch(page, arguments.runs).items()}
         again = quantiles(cached(page, arguments.cached, FIRST_SEED + arguments.runs))
+        refusals = page.refusals
     if arguments.json:
-        print(json.dumps({"cores": os.cpu_count(), "runs": arguments.runs, "stages": stages, "cached": again}))
+        print(json.dumps({"cores": os.cpu_count(), "stages": stages, "cached": again, "refusals": refusals}))
         return 0
     for what, times in {**stages, f"{arguments.cached} cached runs": again}.items():
         cells = (f"{moment} {at['p50']:.2f} / {at['p95']:.2f} / {at['max']:.2f}" for moment, at in times.items())
         print(f"{what:<16} " + "   ".join(cells))
-    print("seconds: p50 / p95 / maximum")
+    print(f"seconds: p50 / p95 / maximum; {refusals} requests refused by a busy server")
     return 0
 
 
