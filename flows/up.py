@@ -36,9 +36,10 @@ SERVER = {
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite lets one write at a time; others wait instead of failing
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
 }
+ASKING = "PREFECT_WORKER_QUERY_SECONDS"
 WORKER = {
     **QUIET,
-    "PREFECT_WORKER_QUERY_SECONDS": "0.5",  # give or take a third; a query takes the server 10 ms
+    ASKING: "0.5",  # give or take a third; a query takes the server 10 ms
     "PREFECT_WORKER_PREFETCH_SECONDS": "10",
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
     "PREFECT_WORKER_CANCELLATION_POLL_SECONDS": "5",
@@ -127,10 +128,11 @@ def worker_command(pool: str, limit: int, name: str) -> list[str]:
 def worker_environment(api: str, home: Path) -> dict[str, str]:
     """What a worker's runs need beside the environment: this checkout, this interpreter, a folder, short waits.
 
-    A wait that the environment already sets stays: a lab of many workers may want longer ones.
+    How often a worker asks for work stays as the environment says: a lab of many workers may want it seldom.
     """
     return {
-        **{name: os.environ.get(name, value) for name, value in WORKER.items()},
+        **WORKER,
+        ASKING: os.environ.get(ASKING, WORKER[ASKING]),
         "PREFECT_API_URL": api,
         "FAIRWAY_HOME": str(home.absolute()),
         "PYTHONPATH": str(ROOT),

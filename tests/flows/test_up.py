@@ -59,9 +59,14 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path):
     assert not (tmp_path / "up.json").exists()
 
 
-def test_a_wait_that_the_environment_sets_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_how_often_a_worker_asks_is_the_environments_choice_and_its_log_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "15")
-    assert worker_environment("http://127.0.0.1:1/api", tmp_path)["PREFECT_WORKER_QUERY_SECONDS"] == "15"
+    monkeypatch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # as the commands set for themselves
+    environment = worker_environment("http://127.0.0.1:1/api", tmp_path)
+    assert environment["PREFECT_WORKER_QUERY_SECONDS"] == "15"
+    assert environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] == "INFO"
 
 
 def test_a_worker_runs_this_checkout_quietly_and_with_short_waits(tmp_path: Path):
