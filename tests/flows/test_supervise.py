@@ -31,6 +31,7 @@ def start(monkeypatch: pytest.MonkeyPatch, history: list[type[State]]) -> tuple[
     server = SimpleNamespace(read_flow_run_states=lambda own: states[::-1])
     monkeypatch.setattr(supervise, "get_client", lambda sync_client: nullcontext(server))
     count = 1 + sum(state.is_running() for state in states)
+    monkeypatch.setattr(supervise, "own_id", uuid4)
     monkeypatch.setattr(supervise, "flow_run", SimpleNamespace(run_count=count, id=str(uuid4())))
     worked: list[str] = []
     return supervised(lambda conduct: worked.append("once") or "its result", ".fairway", ""), worked
