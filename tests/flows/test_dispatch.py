@@ -106,4 +106,4 @@ def test_the_first_word_of_a_stage_is_a_line_at_once_and_the_next_ones_are_not(
         for event in ({"kind": "start", "text": ""}, step(1), step(2), step(3)):
             progress.note(event)
             progress.show(changed=True)
-    assert caplog.messages == ["train: start", "train: steps 1 of 30"]
+    assert caplog.messages == ["train: start", "train: 1/30 steps"]

@@ -32,6 +32,7 @@ def start(monkeypatch: pytest.MonkeyPatch, history: list[type[State]]) -> tuple[
     monkeypatch.setattr(supervise, "get_client", lambda sync_client: nullcontext(server))
     count = 1 + sum(state.is_running() for state in states)
     monkeypatch.setattr(supervise, "own_id", uuid4)
+    monkeypatch.setattr(supervise.Vigil, "_beat", lambda vigil: None)  # it would start a server to tell
     monkeypatch.setattr(supervise, "flow_run", SimpleNamespace(run_count=count, id=str(uuid4())))
     worked: list[str] = []
     return supervised(lambda conduct: worked.append("once") or "its result", ".fairway", ""), worked
