@@ -35,17 +35,17 @@ from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 RUNS: set[int] = set()  # processes of the runs that go on
 
 
-class _Started:
+class _Started(anyio.abc.TaskStatus[int]):
     """Tells Prefect which process a run has, and notes it."""
 
     def __init__(self, status: anyio.abc.TaskStatus[int]) -> None:
         self.status, self.pid = status, 0
 
-    def started(self, pid: int) -> None:
+    def started(self, value: int | None = None) -> None:
         """It has this one."""
-        self.pid = pid
-        RUNS.add(pid)
-        self.status.started(pid)
+        self.pid = value or 0
+        RUNS.add(self.pid)
+        self.status.started(self.pid)
 
 
 with warnings.catch_warnings():  # it takes the place of Prefect's own in this process, which is meant
@@ -66,16 +66,16 @@ with warnings.catch_warnings():  # it takes the place of Prefect's own in this p
             self,
             flow_run: Any,
             configuration: Any,
-            task_status: anyio.abc.TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
+            task_status: anyio.abc.TaskStatus[int] | None = None,
         ) -> ProcessWorkerResult:
             """Run until the process has ended; how it ended has been told by then, so nothing is left to tell."""
-            noted = _Started(task_status)
+            noted = _Started(task_status or anyio.TASK_STATUS_IGNORED)
             try:
                 with anyio.CancelScope(shield=True):  # a process that is told to end gets the time for it
-                    ended = await super().run(flow_run, configuration, noted)
+                    await super().run(flow_run, configuration, noted)
             finally:
                 RUNS.discard(noted.pid)
-            return ProcessWorkerResult(identifier=ended.identifier, status_code=0)
+            return ProcessWorkerResult(identifier=str(noted.pid), status_code=0)
 
 
 def hand_on(former: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
