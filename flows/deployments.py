@@ -21,6 +21,7 @@ from configs.load import load_recipe
 from flows.headline import says
 from flows.identity import Identity
 from flows.naming import run_title
+from flows.panels import set_says
 from flows.plan import is_done, plan
 from flows.prepare import Request, local_folder, look_outside, prepare
 from flows.present import show_set, show_sweep
@@ -75,14 +76,18 @@ def score(
         pool: Prefect work pool of the accelerated stages; empty runs them beside the flow.
     """
 
+    said: list[str] = []
+
     def work(conduct: Conduct) -> Mapping[str, Any]:
         with (
             named_recipe(recipe, toml) as named,
             prepare(request(named, scale, overrides, store, pool, seed=seed), LogView()) as prepared,
         ):
-            return conduct(prepared)
+            result = conduct(prepared)
+            said.append(says(prepared.session.run.snapshot()))
+            return result
 
-    return supervised(work, store, credentials, says)
+    return supervised(work, store, credentials, lambda result: said[-1])
 
 
 @flow(name="seeds", flow_run_name=run_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)
@@ -129,7 +134,7 @@ def seeds(
         show_set(result, get_run_logger().warning)
         return _complete(result)
 
-    return supervised(work, store, credentials)
+    return supervised(work, store, credentials, set_says)
 
 
 @flow(name="sweep", flow_run_name=run_name, task_runner=_THREADS, persist_result=False, validate_parameters=False)

@@ -133,6 +133,14 @@ def picture(path: Path, width: int) -> str:
     return ""
 
 
+def set_says(result: Mapping[str, Any]) -> str:
+    """A set of seeds in a line."""
+    line = result["scores"].get(result["protocol"])
+    spread = f" ± {line['std']:.5f}" if line and line["std"] else ""
+    said = f"{line['mean']:.5f}{spread} BPB over {line['n']} seeds" if line else "no score yet"
+    return f"{result['set']}: {result['protocol']} {said}"
+
+
 def set_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The seeds of a set, one row each."""
     return [

@@ -51,10 +51,7 @@ def show_set(result: Mapping[str, Any], log: Callable[[str], None]) -> None:
     """Mean and noise of a set of seeds, and a row per seed."""
     from flows.plots import groups_of  # draws with matplotlib, half a second to import
 
-    line = result["scores"].get(result["protocol"])
-    spread = f" ± {line['std']:.5f}" if line and line["std"] else ""
-    said = f"{line['mean']:.5f}{spread} BPB over {line['n']} seeds" if line else "no score yet"
-    about = f"{result['set']}: {result['protocol']} {said}"
+    about = panels.set_says(result)
     with _told(log):
         create_table_artifact(key="fairway-seeds", table=panels.set_rows(result), description=about)
         _markdown("fairway-set", _page(result["notes"], groups_of(result, None)), about)

@@ -164,7 +164,8 @@ class LogView:
         if event.kind == "start":
             self._started_s[event.label] = time.monotonic()
         level = {"failed": logging.ERROR, "warned": logging.WARNING}.get(event.kind, logging.INFO)
-        self._log.log(level, "%s: %s", event.label, describe(event))
+        text = " ".join(describe(event).split()) if event.kind == "done" else describe(event)  # no columns in a log
+        self._log.log(level, "%s: %s", event.label, text)
         if event.kind in ("done", "failed") and (bar := self._bars.pop(event.label, None)) is not None:
             bar.end({"outcome": "done"} if event.kind == "done" else {"error": "failed"})
 

@@ -93,7 +93,8 @@ def test_a_person_fills_the_form_starts_a_run_and_reads_its_scores(
     # The summary has the score in a line, and the curve as a picture that is really drawn.
     page.goto(address)
     open_artifact(page, "fairway-summary")
-    page.get_by_text(f"{score:.5f} BPB").first.wait_for()
+    page.get_by_text(f"{score:.5f} BPB (roundtrip)").first.wait_for()
+    assert page.get_by_text(f"{score:.5f} BPB (roundtrip), ").count() == 2  # the state's message, too
     curve = page.get_by_role("img", name="loss")
     curve.wait_for()
     assert curve.evaluate("image => image.complete && image.naturalWidth") > 300
