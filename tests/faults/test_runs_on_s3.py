@@ -24,7 +24,9 @@ from artifacts.remote import FsspecBackend
 from artifacts.store import Store
 from flows.session import Outcome
 
-CALLS = ("read", "read_many", "write", "create", "walk", "delete", "entry", "move", "upload", "download")
+CALLS = tuple(
+    ["read", "read_many", "write", "create", "walk", "delete", "entry", "move", "upload", "download", "download_hashed"]
+)
 
 
 @pytest.fixture
