@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,8 @@ from stages.train.config import Config as TrainConfig
 
 class Server:
     """Gives each new run the next list of states; the last state of a list stays."""
+
+    api_url = "http://nowhere/api"
 
     def __init__(self, *lives: list[State[Any]]) -> None:
         self.lives = list(lives)
@@ -68,6 +71,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dispatch(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Sends a training to a server with the given lives; what `make` returned, and the session's notes."""
     monkeypatch.setattr(remote_dispatch, "POLL_S", 0.001)
+    monkeypatch.setattr(remote_dispatch, "server_now", lambda api: datetime.now(UTC))
     monkeypatch.setattr(remote_dispatch, "publish_source", lambda stage, session: "0" * 64)
     write_recipe(tmp_path)
     notes: list[str] = []
