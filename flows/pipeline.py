@@ -10,7 +10,7 @@ import hashlib
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from prefect.settings import (
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from artifacts.errors import StoreError
 from flows.drive import anything_to_run, drive
 from flows.launch import Interrupted
 from flows.naming import run_title
@@ -57,7 +58,8 @@ class _Work:
         except Interrupted:
             raise
         except Exception as error:
-            self._session.run.step(self._step.stage, self._step.part, state="failed", error=str(error))
+            with suppress(StoreError):  # the store itself may be what failed; the cause is what counts
+                self._session.run.step(self._step.stage, self._step.part, state="failed", error=str(error))
             self._session.tell(Event("failed", self._step.label, str(error).partition("\n")[0]))
             raise
 
@@ -133,7 +135,8 @@ def conduct(prepared: Prepared) -> dict[str, Any] | State[Any]:
         session.run.finish("cancelled")
         return Cancelled(message=str(stopped))
     except Exception as error:
-        session.run.finish("failed", error=str(error))
+        with suppress(StoreError):  # written again when the scratch is gone, or by the next run
+            session.run.finish("failed", error=str(error))
         raise
     except BaseException:
         session.run.finish("cancelled" if session.cancel.is_set() else "crashed")

@@ -131,7 +131,8 @@ class RunDocument:
             entry["lost_s"] = round(entry.get("lost_s", 0.0) + seconds, 3)
             if gpus:
                 entry["lost_gpu_s"] = round(entry.get("lost_gpu_s", 0.0) + gpus * seconds, 3)
-            self._store.write_run(self._current())
+            with suppress(StoreError):  # a failure is told here; what failed may be the store
+                self._store.write_run(self._current())
 
     def finish(self, state: str, **fields: Any) -> None:
         """Set the final state and write."""
@@ -158,7 +159,8 @@ class RunDocument:
         """Close a document that nobody has closed: what ended the run happened outside the flow."""
         if self._document["state"] == "running":
             stopped = isinstance(error, KeyboardInterrupt)
-            self.finish("cancelled" if stopped else "failed", error=str(error) or type(error).__name__)
+            with suppress(StoreError):  # what ended the run is what is told
+                self.finish("cancelled" if stopped else "failed", error=str(error) or type(error).__name__)
 
     def _current(self) -> dict[str, Any]:
         return {**self._document, "steps": [dict(entry) for entry in self._steps.values()]}

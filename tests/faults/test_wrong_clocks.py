@@ -1,0 +1,106 @@
+"""A machine's clock is two hours off; and runs that a schedule starts, which are named by a clock."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import Lab, wait_for
+from weather import Attempts, Gate, all_sound, changed, result, small_recipe, undisturbed
+from wrongclock import wrong_clock
+
+from artifacts.errors import LeaseTimeout
+from artifacts.store import Store
+
+pytestmark = pytest.mark.slow
+
+HOURS = 3600
+NEAR_S = 60.0  # a busy machine's own delays stay far below the two hours
+
+
+@pytest.fixture
+def recipe(lab: Lab) -> str:
+    """A small recipe as text; its documents lie on the submitter's machine."""
+    return small_recipe(lab)
+
+
+def heartbeats(lab: Lab, run: str) -> list[dict[str, Any]]:
+    """What a run has said to be alive by."""
+    wanted = {"event": {"name": ["fairway.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
+    return lab.post("events/filter", filter=wanted)["events"]
+
+
+def seconds_from_now(moment: str) -> float:
+    """How far an ISO moment is from now, by the clock that the server and this test have."""
+    return abs((datetime.fromisoformat(moment.replace("Z", "+00:00")) - datetime.now(UTC)).total_seconds())
+
+
+@pytest.mark.parametrize(("worker_h", "submitter_h"), [(-2, 2), (2, -2)])
+def test_two_hours_between_all_clocks_change_nothing(
+    lab: Lab, recipe: str, tmp_path: Path, worker_h: int, submitter_h: int
+):
+    attempts = Attempts(lab)
+    with (
+        changed(lab.gpu, "gpu", 1, **wrong_clock(tmp_path, worker_h * HOURS)),
+        changed(lab.submitter, "cpu", 0, **wrong_clock(tmp_path, submitter_h * HOURS)),
+        Gate(lab.submitter.tree, "train", tmp_path) as train,
+    ):
+        run = lab.score(toml=recipe, scale="smoke")
+        train.wait()  # it was taken at once: neither sent for later nor looked for earlier
+        sent = attempts.all()[0]
+        for each in (run, sent["id"]):
+            found = wait_for(lambda each=each: heartbeats(lab, each), "a heartbeat of a run whose clock is wrong")
+            assert all(seconds_from_now(beat["occurred"]) < NEAR_S for beat in found)
+        # A living owner's lease is not for the taking, whatever the clocks say; long enough for the automations too.
+        with (
+            pytest.raises(LeaseTimeout),
+            Store.open(lab.store).lease(sent["parameters"]["key"], timeout_s=12.0),
+        ):
+            raise AssertionError("two workers had one lease")
+        assert (lab.state(run), attempts.states()) == ("RUNNING", ["RUNNING"])
+        bars = lab.post("artifacts/filter", artifacts={"flow_run_id": {"any_": [sent["id"]]}})
+        assert ["steps 1 of 9" in bar["description"] for bar in bars if bar["key"] == "fairway-progress"] == [True]
+        train.open()
+        assert lab.ended(run)["type"] == "COMPLETED"
+        assert attempts.states() == ["COMPLETED"]
+        assert train.passed == 1
+        document = lab.document()
+        assert result(lab, document) == undisturbed(lab, recipe)
+        record = Store.open(lab.store).get("train", sent["parameters"]["key"])
+        assert record is not None
+        assert 12 < record.provenance["seconds"] < 120
+    all_sound(lab.store)
+
+
+@pytest.mark.parametrize("submitter_h", [0, 2])
+def test_a_schedule_starts_its_own_run_at_its_time_which_names_the_repeat(
+    lab: Lab, recipe: str, tmp_path: Path, submitter_h: int
+):
+    (tmp_path / "toy.toml").write_text(recipe, encoding="utf-8")
+    attempts = Attempts(lab)
+    variables = wrong_clock(tmp_path, submitter_h * HOURS) if submitter_h else {}
+    words = ("schedule", "seeds", str(tmp_path / "toy.toml"), "--scale", "smoke", "--fresh", "--cron", "* * * * *")
+    with changed(lab.submitter, "cpu", 0, **variables):
+        made = lab.submitter.fairway(*words, "--seeds", "42", "--name", "each-minute")
+        assert made == {"schedule": "each-minute"}
+        try:
+            train = wait_for(attempts.all, "the schedule's own run has sent its training", 180)[0]
+        finally:
+            lab.submitter.fairway("schedule", "rm", "each-minute")
+        seeds = flow_of(lab, train)
+        assert seeds["auto_scheduled"]
+        due = datetime.fromisoformat(seeds["expected_start_time"].replace("Z", "+00:00"))
+        assert (due.second, due.microsecond) == (0, 0)
+        began = datetime.fromisoformat(seeds["start_time"].replace("Z", "+00:00"))
+        assert 0 <= (began - due).total_seconds() < NEAR_S
+        assert datetime.fromisoformat(train["parameters"]["components"]["repeat"]) == due
+        assert lab.ended(seeds["id"])["type"] == "COMPLETED"
+        assert attempts.states() == ["COMPLETED"]
+
+
+def flow_of(lab: Lab, stage: dict[str, Any]) -> dict[str, Any]:
+    """The run that sent a stage."""
+    task = lab.http.get(f"task_runs/{stage['parent_task_run_id']}").json()
+    return lab.run(task["flow_run_id"])
