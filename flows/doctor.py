@@ -21,6 +21,7 @@ from flows.tables import bytes_text
 
 State = Literal["ok", "warn", "fail"]
 LEAST_FREE_BYTES = 5_000_000_000
+SQLALCHEMY_LIMIT = (2, 1)  # and its server fails to insert what a schedule makes due with 2.1
 FASTAPI_LIMIT = (0, 151)  # prefect 3.8 allows fastapi below 1.0 and cannot be imported with 0.151 and newer
 
 
@@ -155,6 +156,10 @@ def prefect_versions() -> list[Finding]:
     if _numbers(prefect) < (3, 9) and _numbers(fastapi) >= FASTAPI_LIMIT:
         advice = 'pip install "fastapi<0.151", or run `make install`'
         return [Finding("prefect", "fail", f"{text}: this pair cannot be imported", advice)]
+    alchemy = _installed("SQLAlchemy")
+    if _numbers(prefect) < (3, 9) and _numbers(alchemy) >= SQLALCHEMY_LIMIT:
+        advice = 'pip install "SQLAlchemy<2.1", or run `make install`'
+        return [Finding("prefect", "fail", f"{prefect} with SQLAlchemy {alchemy}: schedules never start a run", advice)]
     return [Finding("prefect", "ok", text)]
 
 
