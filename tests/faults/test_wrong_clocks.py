@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lab import Lab, wait_for
 from weather import Attempts, Gate, all_sound, changed, result, small_recipe, undisturbed
-from wrongclock import wrong_clock
+from wrongclock import can_shift, wrong_clock
 
 from artifacts.errors import LeaseTimeout
 from artifacts.store import Store
@@ -73,13 +73,11 @@ def test_two_hours_between_all_clocks_change_nothing(
     all_sound(lab.store)
 
 
-@pytest.mark.parametrize("submitter_h", [0, 2])
-def test_a_schedule_starts_its_own_run_at_its_time_which_names_the_repeat(
-    lab: Lab, recipe: str, tmp_path: Path, submitter_h: int
-):
+def test_a_schedule_starts_its_own_run_at_its_time_which_names_the_repeat(lab: Lab, recipe: str, tmp_path: Path):
     (tmp_path / "toy.toml").write_text(recipe, encoding="utf-8")
     attempts = Attempts(lab)
-    variables = wrong_clock(tmp_path, submitter_h * HOURS) if submitter_h else {}
+    # The harder case, where a compiler can make it: a worker that by its own clock is two hours late.
+    variables = wrong_clock(tmp_path, 2 * HOURS) if can_shift() else {}
     words = ("schedule", "seeds", str(tmp_path / "toy.toml"), "--scale", "smoke", "--fresh", "--cron", "* * * * *")
     with changed(lab.submitter, "cpu", 0, **variables):
         made = lab.submitter.fairway(*words, "--seeds", "42", "--name", "each-minute")

@@ -35,10 +35,18 @@ def test_every_complaint_says_what_to_do(tmp_path: Path, clean: None):
 
 @pytest.mark.parametrize(("fastapi", "state"), [("0.151.0", "fail"), ("0.165.1", "fail"), ("0.150.9", "ok")])
 def test_the_pair_of_versions_that_cannot_be_imported_is_known(monkeypatch, fastapi: str, state: str):
-    monkeypatch.setattr(doctor, "_installed", {"prefect": "3.8.8", "fastapi": fastapi}.get)
+    monkeypatch.setattr(doctor, "_installed", {"prefect": "3.8.8", "fastapi": fastapi, "SQLAlchemy": "2.0.58"}.get)
     (finding,) = doctor.prefect_versions()
     assert finding.state == state
     assert ('"fastapi<0.151"' in finding.advice) == (state == "fail")
+
+
+@pytest.mark.parametrize(("alchemy", "state"), [("2.1.0", "fail"), ("2.0.58", "ok")])
+def test_the_pair_of_versions_under_which_no_schedule_runs_is_known(monkeypatch, alchemy: str, state: str):
+    monkeypatch.setattr(doctor, "_installed", {"prefect": "3.8.8", "fastapi": "0.139.2", "SQLAlchemy": alchemy}.get)
+    (finding,) = doctor.prefect_versions()
+    assert finding.state == state
+    assert ('"SQLAlchemy<2.1"' in finding.advice) == (state == "fail")
 
 
 def test_a_version_that_is_not_the_locked_one_is_named(monkeypatch):

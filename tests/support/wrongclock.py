@@ -37,6 +37,11 @@ time_t time(time_t *at) {
 """
 
 
+def can_shift() -> bool:
+    """Whether there is a C compiler."""
+    return bool(shutil.which("cc") or shutil.which("gcc"))
+
+
 def wrong_clock(folder: Path, shift_s: int) -> dict[str, str]:
     """Variables that shift the clock of a process and of all that it starts. Skips where there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
