@@ -43,7 +43,8 @@ def test_a_run_that_holds_a_slot_is_left_where_it_is(monkeypatch: pytest.MonkeyP
 
 
 def test_the_end_of_a_process_is_not_told_a_second_time(monkeypatch: pytest.MonkeyPatch):
-    async def run(self: Any, *given: Any, **named: Any) -> ProcessWorkerResult:
+    async def run(self: Any, flow_run: Any, configuration: Any, task_status: Any) -> ProcessWorkerResult:
+        task_status.started(17)
         return ProcessWorkerResult(status_code=-9, identifier="17")
 
     monkeypatch.setattr(ProcessWorker, "run", run)
