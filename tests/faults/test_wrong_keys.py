@@ -15,6 +15,7 @@ from lab import CANARY, Lab, Machine, free_port
 from toyriver import make_tree
 from toyrun import write_recipe
 from weather import Attempts, Gate, all_sound, changed, result, small_recipe, undisturbed
+from wrongclock import can_shift, wrong_clock
 
 from flows.server import QUIET
 
@@ -60,6 +61,11 @@ def test_the_right_key_opens_the_guarded_store_and_a_wrong_one_fails_at_once_in_
         assert WRONG not in done.stdout + done.stderr
     assert time.monotonic() - began_s < 60  # not the patience of three minutes that an outage gets
     assert set(guard.refused) == {"SignatureDoesNotMatch", "InvalidAccessKeyId"}
+    if can_shift():  # S3 lets nobody in whose clock is 15 minutes off
+        late = command({**environment, **wrong_clock(tmp_path, -7200)}, tmp_path, *asked)
+        assert late.returncode == 1
+        assert "RequestTimeTooSkewed" in late.stderr
+        assert "differs too much from the store's: set it" in late.stderr
     right = command(environment, tmp_path, *asked)
     assert right.returncode == 0, right.stderr
     all_sound(s3_store)
