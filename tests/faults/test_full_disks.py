@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kill_run import content
 from lab import Lab, wait_for
 from smalldisk import fill, small_disk
 from toyriver import behave, make_tree
 from toyrun import write_recipe
-from weather import Attempts, all_sound, changed, result, small_recipe, undisturbed
+from weather import Attempts, all_sound, changed, content, result, small_recipe, undisturbed
 
 from artifacts.store import Store
 

@@ -105,6 +105,12 @@ def result(lab: Lab, document: dict[str, Any]) -> Result:
     return made
 
 
+def content(store: str | Path) -> dict[tuple[str, str], tuple[tuple[File, ...], dict[str, Any]]]:
+    """(stage, key) -> files and report of every record but the audit's."""
+    records = [record for record, _ in Store.open(store).all_records()]
+    return {(each.stage, each.key): (each.files, each.report) for each in records if each.stage != "audit"}
+
+
 def all_sound(store: str) -> None:
     """Nothing half or lost in a store."""
     assert {finding.kind for finding in Store.open(store).verify()} <= {"dangling name"}
