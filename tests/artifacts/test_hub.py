@@ -82,8 +82,14 @@ def test_the_hub_is_no_store(tmp_path):
         Store.open("hf://datasets/me/repo", cache=tmp_path)
 
 
-@pytest.mark.parametrize("size", [100, 300_000])
-@pytest.mark.parametrize("repository", ["datasets/me/results", "models/me/model"])
+@pytest.mark.parametrize(
+    ("repository", "size"),
+    [
+        ("datasets/me/results", 300_000),
+        pytest.param("datasets/me/results", 100, marks=pytest.mark.slow),
+        pytest.param("models/me/model", 300_000, marks=pytest.mark.slow),
+    ],
+)
 def test_an_artifact_goes_to_the_hub_and_comes_back(hub, call, tmp_path, publish, repository, size):
     record = publish(Store.open(tmp_path / "store"), "a", {"raw/w.bin": os.urandom(size)}).record
     address = f"hf://{repository.removeprefix('models/')}/runs/a.tar"
@@ -116,6 +122,7 @@ def test_who_has_no_token_is_told_what_to_look_at(hub, call, tmp_path, publish):
     assert hub.repositories["datasets/me/results"] == {}
 
 
+@pytest.mark.slow
 def test_a_repository_that_is_not_there_is_named(hub, call, tmp_path, publish):
     record = publish(Store.open(tmp_path / "store"), "a").record
     address = "hf://datasets/me/none/a.tar"
@@ -159,6 +166,7 @@ def test_documents_on_the_hub_are_a_source_whose_fingerprint_follows_their_bytes
     assert all(TOKEN.encode() not in path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_on_the_hub_is_looked_at_as_one_of_this_machine(hub, call, tmp_path):
     hub.repositories["models/me/model"] |= {"net/weights.safetensors": b"neither weights nor archive" * 2000}
     score = ("-m", "flows.cli", "score", "--store", str(tmp_path / "store"))
