@@ -150,7 +150,7 @@ def test_a_file_that_changes_while_it_is_copied_is_not_stored_under_its_old_name
 def test_a_copy_is_hashed_while_it_is_made(local_place, publish, tmp_path, monkeypatch):
     record = publish(local_place.open(), "a", {"raw/w.bin": b"weights"}).record
     store = local_place.open()
-    monkeypatch.setattr(store._objects, "verify", lambda files, verify: None)
+    monkeypatch.setattr(store._objects, "verify", lambda files, verify, meter: None)
     local_place.flip(object_path(record.files[0].sha256))
     with pytest.raises(DamagedArtifact):
         store.fetch(record.files, tmp_path / "in", link=False)
