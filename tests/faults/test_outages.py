@@ -38,7 +38,7 @@ def by(link: Link) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_minute_without_the_store_costs_the_worker_and_the_submitter_a_minute(
+def test_a_minute_without_the_store_costs_a_worker_a_minute_and_a_flow_waits_as_well(
     lab: Lab, recipe: str, link: Link, tmp_path: Path
 ):
     tree, attempts = lab.submitter.tree, Attempts(lab)
@@ -46,21 +46,25 @@ def test_a_minute_without_the_store_costs_the_worker_and_the_submitter_a_minute(
         changed(lab.gpu, "gpu", 1, **by(link)),
         changed(lab.submitter, "cpu", 0, **by(link)),
         Gate(tree, "train", tmp_path) as train,
-        Gate(tree, "bundle", tmp_path) as bundle,
+        Gate(tree, "average", tmp_path) as average,
     ):
         run = lab.score(toml=recipe, scale="smoke")
         train.wait()  # on the worker
-        bundle.wait()  # beside the flow
         link.cut()
         train.open()
-        bundle.open()
         time.sleep(AWAY_S)
         assert lab.state(run) == "RUNNING"
         assert attempts.states() == ["RUNNING"]
         link.mend()
+        average.wait()  # beside the flow
+        link.cut()
+        average.open()
+        time.sleep(AWAY_S / 6)
+        assert lab.state(run) == "RUNNING"
+        link.mend()
         assert lab.ended(run)["type"] == "COMPLETED"
         assert attempts.states() == ["COMPLETED"]
-        assert (train.passed, bundle.passed) == (1, 1)
+        assert (train.passed, average.passed) == (1, 1)
         assert result(lab, lab.document()) == undisturbed(lab, recipe)
     all_sound(lab.store)
 
