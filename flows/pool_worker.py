@@ -38,6 +38,8 @@ RUNS: set[int] = set()  # processes of the runs that go on
 class _Started(anyio.abc.TaskStatus[int]):
     """Tells Prefect which process a run has, and notes it."""
 
+    told_to_stop = False  # the worker: a run that starts in that moment ends at once
+
     def __init__(self, status: anyio.abc.TaskStatus[int]) -> None:
         self.status, self.pid = status, 0
 
@@ -46,6 +48,8 @@ class _Started(anyio.abc.TaskStatus[int]):
         self.pid = value or 0
         RUNS.add(self.pid)
         self.status.started(self.pid)
+        if _Started.told_to_stop:
+            os.kill(self.pid, signal.SIGTERM)
 
 
 with warnings.catch_warnings():  # it takes the place of Prefect's own in this process, which is meant
@@ -82,6 +86,7 @@ def hand_on(former: Callable[[int, FrameType | None], Any]) -> Callable[[int, Fr
     """A handler that tells the runs to end, and then does what the former one does."""
 
     def hear(number: int, frame: FrameType | None) -> None:
+        _Started.told_to_stop = True
         for pid in RUNS:
             try:
                 os.kill(pid, signal.SIGTERM)
