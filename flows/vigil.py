@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Literal
@@ -31,6 +32,7 @@ ASK_EVERY_S = 2.0
 TAG = "fairway"  # of every run of a deployment of ours
 HEARTBEAT = "fairway.heartbeat"  # Prefect's own carries the sender's clock, by which a living run can seem long dead
 HEARTBEAT_S = 30.0
+ORPHAN_LIMIT_S = 300.0  # for a last checkpoint, with a store that is slow to answer
 Reason = Literal["", "cancelled", "terminated", "orphaned", "replaced"]
 
 WORDS = {
@@ -48,6 +50,22 @@ def _carry_on(self: Console) -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nobody, stream.fileno())
     os.close(nobody)
+
+
+def end_after_parent(parent: int, limit_s: float = ORPHAN_LIMIT_S) -> None:
+    """End this process, whatever it does, `limit_s` after it has another parent than `parent`.
+
+    A run whose worker is gone ends by itself. Its last words to a server that is gone too are repeated by Prefect's
+    client for longer than half an hour, each.
+    """
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(ASK_EVERY_S / 2)
+        time.sleep(limit_s)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end after parent", daemon=True).start()
 
 
 def own_state() -> UUID | None:
@@ -104,6 +122,7 @@ class Vigil:
         if threading.current_thread() is threading.main_thread():
             former = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
         threading.Thread(target=look, name="vigil", daemon=True).start()
+        end_after_parent(self._parent)
         if self._flow_run is not None:
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +79,31 @@ def test_a_log_line_for_a_worker_that_is_gone_does_not_end_the_run(tmp_path: Pat
         run.stdin.close()
         run.wait(60)
     assert said.read_text() == "went on"
+
+
+STUBBORN = """
+import os, sys, time
+from flows import vigil
+vigil.ASK_EVERY_S, limit_s = 0.1, float(sys.argv[1])
+vigil.end_after_parent(os.getppid(), limit_s)
+print(os.getpid(), flush=True)
+while True:
+    try:
+        time.sleep(60)  # as Prefect's client does before it asks a server again that is gone
+    except BaseException:
+        pass
+"""
+
+
+def test_a_run_that_will_not_end_ends_after_its_worker():
+    worker = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}, '0.5']).wait()"
+    with subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        run = int(parent.stdout.readline())
+        with pytest.raises(subprocess.TimeoutExpired):  # while its worker lives, so does it
+            parent.wait(1.5)
+        parent.kill()
+        try:
+            parent.communicate(timeout=60)  # the pipe's end: the last one who had it is gone
+        except subprocess.TimeoutExpired:
+            os.kill(run, signal.SIGKILL)
+            raise
