@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import smalldisk
 
 from artifacts.backend import open_backend
 from artifacts.records import Published
@@ -175,3 +176,10 @@ def publish(tmp_path: Path) -> Publish:
         return store.publish(stage=stage, part=part, key=key_of(text), folder=folder, **fields)  # type: ignore[arg-type]
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    with smalldisk.small_disk(tmp_path / "disk", 1 << 20) as folder:
+        yield folder

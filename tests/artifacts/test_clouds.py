@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
+from creators import creators_at_once
 
 from artifacts.backend import open_backend
 from artifacts.errors import StoreUnavailable
@@ -23,20 +24,10 @@ def cloud(request) -> str:
 
 
 def test_of_eight_creations_at_once_one_wins_and_its_bytes_stay(cloud):
-    for turn in range(3):
-        backend, barrier, won = open_backend(cloud), threading.Barrier(8), []
-
-        def create(index: int, backend=backend, barrier=barrier, won=won, turn=turn) -> None:
-            barrier.wait()
-            if backend.create(f"{turn}", b"%d" % index):
-                won.append(b"%d" % index)
-
-        threads = [threading.Thread(target=create, args=(index,)) for index in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert won == [backend.read(f"{turn}")]
+    backend = open_backend(cloud)
+    for turn in "012":
+        won = creators_at_once(backend, turn)
+        assert won == [backend.read(turn)]
 
 
 def test_of_two_results_of_one_key_the_first_is_what_both_go_on_with(cloud, tmp_path, publish):

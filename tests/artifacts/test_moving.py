@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import os
 import random
-import subprocess
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -208,19 +207,6 @@ def test_a_cached_copy_that_rotted_is_fetched_again(tmp_path, publish, verify):
     held.chmod(0o444)
     store.fetch(files, tmp_path / "in", verify=verify)
     assert (tmp_path / "in" / files[0].path).read_bytes() == b"a" * 100
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"cannot mount a small tmpfs here: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_inputs_that_the_cache_has_no_room_for_are_fetched_past_it(small_disk, tmp_path, publish, caplog):
