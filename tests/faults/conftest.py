@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
 from heldstages import HeldStages
-from lab import CANARY, Lab, Machine, free_port
+from lab import CANARY, Lab, Machine, free_port, open_lab
 from toyriver import behave, make_tree
 from toyrun import RECIPE
 
@@ -72,21 +70,10 @@ def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         file = submitter.tree / path
         assert was in file.read_text(encoding="utf-8"), path
         file.write_text(file.read_text(encoding="utf-8").replace(was, now), encoding="utf-8")
-    up = [sys.executable, "-m", "flows.cli", "up", "--no-workers", "--port", str(port), "--folder", str(base / "up")]
-    done = subprocess.run([*up, "--store", store], env=submitter.environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    try:
+    with open_lab(port, base / "up", submitter, gpu, store) as lab:
         submitter.start_worker("cpu", 0)
         gpu.start_worker("gpu", 1)
-        with contextlib.closing(Lab(api, submitter, gpu, store)) as lab:
-            lab.up = [*up, "--store", store]
-            lab.server = base / "up"
-            yield lab
-    finally:
-        submitter.stop()
-        gpu.stop()
-        down = [sys.executable, "-m", "flows.cli", "down", "--folder", str(base / "up")]
-        assert subprocess.run(down, env=submitter.environment).returncode == 0
+        yield lab
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from guarded_s3 import BUCKET, GuardedS3, guarded_s3
-from lab import LIMIT_S, Lab, Machine, children_of, free_port
+from lab import LIMIT_S, Lab, Machine, children_of, free_port, open_lab
 from toyriver import make_tree
 from toyrun import RECIPE
 
@@ -66,23 +66,13 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     environment = {**kept, "PREFECT_API_URL": api, "OMP_NUM_THREADS": "2", "AWS_EC2_METADATA_DISABLED": "true"}
     submitter = Machine("submitter", base / "submitter", make_tree(base / "submitter" / "tree"), environment)
     gpu = Machine("gpu", base / "gpu", make_tree(base / "gpu" / "tree"), environment)
-    up = [sys.executable, "-m", "flows.cli", "up", "--no-workers", "--port", str(port), "--folder", str(base / "up")]
-    with guarded_s3() as s3:
-        try:
-            done = subprocess.run([*up, "--store", STORE], env=submitter.environment, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
-            with contextlib.closing(Lab(api, submitter, gpu, STORE)) as lab:
-                made = Door(lab, s3, base)
-                made.save("lab", s3.key, s3.secret)
-                submitter.fairway("deploy", "--store", STORE, "--credentials", "lab")
-                submitter.start_worker("cpu", 0)
-                gpu.start_worker("gpu", 1)
-                yield made
-        finally:
-            submitter.stop()
-            gpu.stop()
-            down = [sys.executable, "-m", "flows.cli", "down", "--folder", str(base / "up")]
-            assert subprocess.run(down, env=submitter.environment).returncode == 0
+    with guarded_s3() as s3, open_lab(port, base / "up", submitter, gpu, STORE) as lab:
+        made = Door(lab, s3, base)
+        made.save("lab", s3.key, s3.secret)
+        submitter.fairway("deploy", "--store", STORE, "--credentials", "lab")
+        submitter.start_worker("cpu", 0)
+        gpu.start_worker("gpu", 1)
+        yield made
 
 
 @pytest.fixture

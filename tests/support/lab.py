@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -135,17 +136,22 @@ def free_port() -> int:
 class Lab:
     """The server's API, as a person or a program would use it."""
 
-    def __init__(self, api: str, submitter: Machine, gpu: Machine, store: str) -> None:
-        self.api, self.submitter, self.gpu, self.store = api, submitter, gpu, store
-        self.http = httpx.Client(base_url=f"{api}/", timeout=30)
-        self.up: list[str] = []  # the command that starts the server
-        self.server = Path()  # its folder
+    def __init__(self, port: int, folder: Path, submitter: Machine, gpu: Machine, store: str) -> None:
+        self.api, self.submitter, self.gpu, self.store = f"http://127.0.0.1:{port}/api", submitter, gpu, store
+        self.http = httpx.Client(base_url=f"{self.api}/", timeout=30)
+        self.server = folder
+        where = ["--port", str(port), "--folder", str(folder), "--store", store]
+        self.up = [sys.executable, "-m", "flows.cli", "up", "--no-workers", *where]
 
     def restart_server(self) -> None:
         """SIGKILL, five seconds of nobody, and a new one with the same database."""
         pid, _ = Running.read(self.server).processes["server"]
         os.killpg(pid, signal.SIGKILL)
         time.sleep(5)
+        self.start_server()
+
+    def start_server(self) -> None:
+        """`fairway up`, on the submitter's machine and without workers."""
         done = subprocess.run(self.up, env=self.submitter.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -219,3 +225,17 @@ class Lab:
         from artifacts.store import Store
 
         return next(run for run in reversed(Store.open(self.store).list_runs()) if run["id"] not in before)
+
+
+@contextmanager
+def open_lab(port: int, folder: Path, submitter: Machine, gpu: Machine, store: str) -> Iterator[Lab]:
+    """A lab whose server runs; afterwards nothing of it and its machines does."""
+    with closing(Lab(port, folder, submitter, gpu, store)) as lab:
+        try:
+            lab.start_server()
+            yield lab
+        finally:
+            submitter.stop()
+            gpu.stop()
+            down = [sys.executable, "-m", "flows.cli", "down", "--folder", str(folder)]
+            assert subprocess.run(down, env=submitter.environment).returncode == 0
