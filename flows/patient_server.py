@@ -1,4 +1,5 @@
 """Prefect's server for `fairway up`: `python -m flows.patient_server --host H --port P`, as `prefect server start`.
+A run's own server (`server.py`) has the same database.
 
 With SQLite, Prefect 3.8 lets transactions begin as readers. One that reads first and writes afterwards fails at once,
 whatever the time-out, when another one has written in between: "database is locked". Some twenty events a second, as at

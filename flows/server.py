@@ -33,8 +33,10 @@ QUIET = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 _BOUND_SERVER = (
-    "import runpy; from stages.contract import die_with_parent; die_with_parent(); "
-    "runpy.run_module('uvicorn', run_name='__main__', alter_sys=True)"
+    "import runpy; from stages.contract import die_with_parent; die_with_parent()\n"
+    "from flows.patient_server import patient_database\n"
+    "with patient_database():\n"
+    "    runpy.run_module('uvicorn', run_name='__main__', alter_sys=True)"
 )
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE_MS = 120_000
+PATIENCE_MS = 240_000
 
 
 @pytest.fixture
