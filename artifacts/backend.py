@@ -55,6 +55,14 @@ class Backend(Protocol):
         """Keep documents that were read in this folder of the host, if that saves anything."""
         ...
 
+    def note(self, path: str, text: bytes) -> None:
+        """Let the index that is left have a document that another process wrote; one written here is noted anyway."""
+        ...
+
+    def leave_index(self) -> None:
+        """Let hosts that list the store for the first time read what was noted at once, if that saves anything."""
+        ...
+
     def write(self, path: str, data: bytes) -> None:
         """Make or replace the whole file at once; on disk when this returns."""
         ...

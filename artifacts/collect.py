@@ -17,6 +17,7 @@ from typing import Any
 
 from artifacts.backend import Backend, Entry
 from artifacts.documents import read_all_whole
+from artifacts.index import FOLDER, Index
 from artifacts.lease import holders
 
 GRACE_S = 24 * 3600.0  # far above the time that a publish, a push or an import takes
@@ -59,6 +60,8 @@ def collect(
     gone += sweep.unneeded(tree, sweep.needed(tree, roots))
     if delete:
         gone = [entry for entry in gone if sweep.remove(entry)]
+        if tree[FOLDER]:
+            _prune_index(backend, tree, gone)
     if host is not None:
         halves = [entry for entry in host.walk("tmp") if entry.modified_s < time.time() - grace_s]
         gone += [replace(e, path=f"{host.url}/{e.path}") for e in halves if not delete or host.delete(e.path)]
@@ -171,6 +174,14 @@ def _tree(backend: Backend) -> dict[str, list[Entry]]:
     for entry in backend.walk(""):
         tree[entry.path.split("/")[0]].append(entry)
     return tree
+
+
+def _prune_index(backend: Backend, tree: dict[str, list[Entry]], gone: Sequence[Entry]) -> None:
+    """Leave of the index one file, with what is still there."""
+    index = Index(backend)
+    index.read([entry.path for entry in tree[FOLDER]])
+    removed = {entry.path for entry in gone}
+    index.merge({(e.path, e.tag) for entries in tree.values() for e in entries if e.path not in removed})
 
 
 def _mentions(backend: Backend, entries: Sequence[Entry]) -> set[str]:

@@ -57,6 +57,12 @@ class LocalBackend:
     def remember(self, folder: Path) -> None:
         """Nothing: reading is as fast as remembering."""
 
+    def note(self, path: str, text: bytes) -> None:
+        """Nothing, and no index is left either."""
+
+    def leave_index(self) -> None:
+        """Nothing."""
+
     def write(self, path: str, data: bytes) -> None:
         """Make or replace the whole file at once; on disk when this returns."""
         with explained(self.url, "write", path):

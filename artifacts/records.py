@@ -95,7 +95,11 @@ class Records:
         there = self.get(record.stage, record.key)
         if there is not None and there.id == record.id:
             return Published(there, "same", record)
-        return self._create(dump_document(record_to_json(record))[0], record)
+        return self._create(self.stored(record)[1], record)
+
+    def stored(self, record: Record) -> tuple[str, bytes]:
+        """(path, text) of a record as it is stored."""
+        return record_path(record.stage, record.key), dump_document(record_to_json(record))[0]
 
     def _create(self, raw: bytes, ours: Record) -> Published:
         while not self._backend.create(record_path(ours.stage, ours.key), raw):

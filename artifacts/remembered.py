@@ -4,7 +4,10 @@ A listing says which state of a file it lists: its tag (ETag or generation). A t
 text, so one listing and what has changed since are all that is asked for. Two places remember:
 
     cache/<host>/documents.sqlite   on this host: (path, tag, text)
-    index/documents                 in the store, for hosts that have read nothing yet: the same, compressed
+    index/<sha256>                  in the store, for hosts that have read nothing yet: the same (see `index.py`)
+
+A run leaves in the index what it wrote, so that a store is listed quickly even by the first who does so. Its tags are
+foreseen: they are the MD5 of the texts wherever a listing says that (see `dialects.py`), and elsewhere nobody's.
 
 Both may be deleted at any time, and neither is believed: a text counts only with the tag of a fresh listing and with
 its own digest. What cannot be kept is simply read again.
@@ -14,50 +17,73 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import re
 import sqlite3
-import zlib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from artifacts.backend import Backend, Entry
 from artifacts.documents import is_whole
-from artifacts.errors import StoreError
+from artifacts.index import Index
 
-INDEX = "index/documents"
 _WORTH_AN_INDEX = 200  # fewer documents are read sooner than the index
 _MOST = 100_000  # rows of this host's memory; beyond it everything is forgotten
+_NOTED = ("names/", "records/", "runs/")  # what there are many of
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
 class Remembered:
-    """What this host and the store's index remember."""
+    """What this host and the store's index remember. Its methods may be called from several threads."""
 
     def __init__(self, backend: Backend, folder: Path) -> None:
         self._backend = backend
         self._path = folder / "documents.sqlite"
-        self._index: dict[str, tuple[str, str]] | None = None  # path -> (tag, text)
+        self._lock = threading.RLock()  # of what follows
+        self._index = Index(backend)
+        self._noted: dict[str, bytes] = {}  # path -> text
 
     def read(self, entries: Sequence[Entry]) -> list[bytes | None]:
         """The texts of listed files, in order; None for those that are gone."""
         known = self._recall(entries)
         new = [entry for entry in entries if entry.path not in known]
-        if len(new) >= _WORTH_AN_INDEX:
-            known |= self._look_up(new)
-        lacking = [entry for entry in new if entry.path not in known]
+        indexed = self._look_up(new) if len(new) >= _WORTH_AN_INDEX else {}
+        lacking = [entry for entry in new if entry.path not in indexed]
         texts = self._backend.read_many([entry.path for entry in lacking])
-        found = {**known, **{entry.path: text for entry, text in zip(lacking, texts, strict=True)}}
-        fresh = [(entry, text) for entry in new if (text := found[entry.path]) and _may_be_kept(entry, text)]
-        if fresh:
-            self._keep(fresh)
+        read = [(e, text) for e, text in zip(lacking, texts, strict=True) if text is not None and _is_of(e, text)]
+        found = {**known, **indexed, **{entry.path: text for entry, text in zip(lacking, texts, strict=True)}}
+        self._keep([*read, *((entry, indexed[entry.path]) for entry in new if entry.path in indexed)])
         if len(lacking) >= _WORTH_AN_INDEX:
-            self._publish(fresh)
+            self._add(read)
         return [found[entry.path] for entry in entries]
+
+    def note(self, path: str, text: bytes) -> None:
+        """Let the next `leave_index` have this document, or its newer state."""
+        if path.startswith(_NOTED):
+            with self._lock:
+                self._noted[path] = text
+
+    def leave_index(self) -> None:
+        """Tell other hosts, and this one later, of what was noted. One document is read as soon as an index of one."""
+        with self._lock:
+            noted, self._noted = self._noted, {}
+        if len(noted) > 1:
+            states = [(Entry(path, len(text), 0.0, _md5(text)), text) for path, text in noted.items()]
+            self._keep(states)
+            self._add(states)
+
+    def _look_up(self, entries: Sequence[Entry]) -> dict[str, bytes]:
+        with self._lock:
+            found = self._index.look_up(entries)
+        return {e.path: text for e in entries if (text := found.get(e.path)) is not None and _is_of(e, text)}
+
+    def _add(self, states: Sequence[tuple[Entry, bytes]]) -> None:
+        with self._lock:
+            self._index.add({(entry.path, entry.tag): text for entry, text in states})
 
     def _recall(self, entries: Sequence[Entry]) -> dict[str, bytes]:
         if not self._path.exists():
@@ -72,6 +98,9 @@ class Remembered:
         return self._with_database(select) or {}
 
     def _keep(self, read: Sequence[tuple[Entry, bytes]]) -> None:
+        if not read:
+            return
+
         def insert(database: sqlite3.Connection) -> None:
             database.execute("CREATE TABLE IF NOT EXISTS documents(path TEXT PRIMARY KEY, tag TEXT, text BLOB)")
             if database.execute("SELECT count(*) FROM documents").fetchone()[0] > _MOST:
@@ -96,36 +125,13 @@ class Remembered:
                 self._path.unlink()
         return None
 
-    def _look_up(self, entries: Sequence[Entry]) -> dict[str, bytes]:
-        """What the store's own index has of these."""
-        if self._index is None:
-            self._index = {}
-            try:
-                found = json.loads(zlib.decompress(self._backend.read(INDEX)))
-                self._index = {str(path): (str(tag), str(text)) for path, (tag, text) in found.items()}
-            except FileNotFoundError:
-                pass
-            except (StoreError, zlib.error, ValueError, AttributeError, TypeError) as error:
-                _LOG.debug("the index of %s is not used: %s", self._backend.url, error)
-        known = ((entry.path, self._index.get(entry.path), entry.tag) for entry in entries)
-        found = {path: has[1].encode() for path, has, tag in known if tag and has is not None and has[0] == tag}
-        return {path: text for path, text in found.items() if is_whole(text)}
 
-    def _publish(self, read: Sequence[tuple[Entry, bytes]]) -> None:
-        """Tell other hosts; two who do so at once leave one index, and what it lacks is read."""
-        new = {entry.path: (entry.tag, text.decode()) for entry, text in read}
-        self._index = {**(self._index or {}), **new}
-        if len(self._index) > _MOST:
-            self._index = new
-        try:
-            self._backend.write(INDEX, zlib.compress(json.dumps(self._index).encode(), 1))
-        except StoreError as error:  # who may only read reads on
-            _LOG.debug("the index of %s is not written: %s", self._backend.url, error)
-
-
-def _may_be_kept(entry: Entry, text: bytes) -> bool:
+def _is_of(entry: Entry, text: bytes) -> bool:
     """Whether the text is surely that of the listed state: it may have been replaced before it was read."""
-    tag = entry.tag
-    # Many an S3 server's tag is the text's MD5 and comes back with the text; others' tags never come back.
-    is_it = hashlib.md5(text, usedforsecurity=False).hexdigest() == tag if _MD5.fullmatch(tag) else bool(tag)
+    # An MD5 comes back with its text; tags of other kinds never come back.
+    is_it = _md5(text) == entry.tag if _MD5.fullmatch(entry.tag) else bool(entry.tag)
     return is_it and is_whole(text)
+
+
+def _md5(text: bytes) -> str:
+    return hashlib.md5(text, usedforsecurity=False).hexdigest()

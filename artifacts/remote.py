@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +31,7 @@ from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
 from artifacts.backend import Entry, explained, host_name, room_for
+from artifacts.dialects import modified_s, tag_of
 from artifacts.errors import StoreError, StoreRefused, StoreUnavailable
 from artifacts.hub import NO_STORE
 from artifacts.keyring import held
@@ -42,8 +42,6 @@ from artifacts.safety import redact_text
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _SCHEMES = ("memory", *_EXTRAS)
-_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
-_TAGS = ("generation", "ETag", "etag")
 _MEMORY = threading.Lock()
 _BUSY_TRIES = 20
 _S3 = ("s3", "s3a")
@@ -87,7 +85,10 @@ class FsspecBackend:
                 f"{', '.join(_SCHEMES)}; got {scheme}://; keep the store on one of these"
             )
         self._credentials = held(self.url)
-        options = self._credentials.options if self._credentials is not None else {}
+        options = dict(self._credentials.options) if self._credentials is not None else {}
+        self._s3 = scheme in _S3
+        if self._s3:  # the driver's own limit is 10
+            options["config_kwargs"] = {"max_pool_connections": _STREAMS, **options.get("config_kwargs", {})}
         # gcsfs would ask a second service, with credentials of its own, about the kind of each bucket it meets.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         try:
@@ -99,7 +100,6 @@ class FsspecBackend:
             ) from error
         self._root = str(root).rstrip("/")
         self._in_memory = scheme == "memory"
-        self._s3 = scheme in _S3
         # Otherwise the driver asks for the size before the bytes.
         self._whole = {"max_concurrency": 1} if self._s3 else {}
         self._answered = proven or self.url in _ANSWERED
@@ -135,10 +135,21 @@ class FsspecBackend:
         """Keep documents in this folder of the host."""
         self._remembered = None if self._in_memory else Remembered(self, folder)
 
+    def note(self, path: str, text: bytes) -> None:
+        """Let the index that is left have a document; what is written here is noted anyway."""
+        if self._remembered is not None:
+            self._remembered.note(path, text)
+
+    def leave_index(self) -> None:
+        """Put the documents that were noted into one file, for hosts that have read none of them: one call."""
+        if self._remembered is not None:
+            self._remembered.leave_index()
+
     def write(self, path: str, data: bytes) -> None:
         """Make or replace the whole file at once."""
         with self._writing("write", path):
             self._patiently("write", path, lambda: self._fs.pipe_file(self._at(path), data))
+        self.note(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Make the whole file if there is none, at once; False if there is one."""
@@ -146,6 +157,8 @@ class FsspecBackend:
             for attempt in range(_BUSY_TRIES):
                 created = self._patiently("create", path, lambda: self._create(path, data))
                 if created is not None:
+                    if created:
+                        self.note(path, data)
                     return created
                 time.sleep(0.05 * (attempt + 1))  # another writer is in the middle of the same creation
             raise StoreUnavailable(f"two writers of {path} at {self.url} kept each other out; try again")
@@ -181,7 +194,7 @@ class FsspecBackend:
         for full, info in sorted(found.items()):
             path = full[skip:]
             if path.startswith(f"{folder}/{prefix}" if folder else prefix):
-                yield Entry(path, info["size"], _modified_s(info), _tag(info))
+                yield Entry(path, info["size"], modified_s(info), tag_of(info))
 
     def delete(self, path: str) -> bool:
         """Remove the file; False if there is none."""
@@ -200,7 +213,7 @@ class FsspecBackend:
             info = self._patiently("look at", path, lambda: self._fs.info(self._at(path)))
         except FileNotFoundError:
             return None
-        return Entry(path, info["size"], _modified_s(info)) if info["type"] == "file" else None
+        return Entry(path, info["size"], modified_s(info)) if info["type"] == "file" else None
 
     def move(self, source: str, target: str) -> None:
         """Copy the file to another name, then remove the old one."""
@@ -402,16 +415,3 @@ def _s3_code(error: OSError) -> str:
     """The server's own error code: not every S3 server says which condition failed, as s3fs expects."""
     response: Any = getattr(error.__cause__, "response", None)
     return str(response["Error"].get("Code", "")) if isinstance(response, dict) else ""
-
-
-def _tag(info: dict[str, Any]) -> str:
-    """What changes with every new state of a file, whatever the driver calls it; "" if nothing does."""
-    return str(next((info[name] for name in _TAGS if info.get(name)), "")).strip('"')
-
-
-def _modified_s(info: dict[str, Any]) -> float:
-    """Seconds since 1970 of a listing's time, whatever the driver calls it."""
-    value = next((info[name] for name in _TIMES if info.get(name) is not None), 0.0)
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    return value.timestamp() if isinstance(value, datetime) else float(value)

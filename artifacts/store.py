@@ -141,6 +141,17 @@ class Store:
             named.setdefault(target["record"], []).append(name)
         return [(record, named.get(record.id, [])) for record in self._records.all(stage)]
 
+    def note(self, record: Record) -> None:
+        """Let the index that is left have a record that another process published; see `leave_index`."""
+        self._backend.note(*self._records.stored(record))
+
+    def leave_index(self) -> None:
+        """Let hosts that list the store for the first time read at once what was written here since the last time.
+
+        At the end of a run, of a copy: one call. No error: without it, documents are read one by one.
+        """
+        self._backend.leave_index()
+
     # Contents
 
     def fetch(
@@ -344,7 +355,9 @@ class Store:
         from artifacts import transfer
 
         self._mark_format()
-        return transfer.import_file(self._side(), path, tell)
+        imported = transfer.import_file(self._side(), path, tell)
+        self.leave_index()
+        return imported
 
     def push(
         self,
@@ -369,6 +382,7 @@ class Store:
             if text.count("/") == 3:
                 name, _ = parse_name(text)
                 to.assign_name(name.recipe, name.scale, name.seed, name.stage, name.part, record.key)
+        to.leave_index()
         return transferred
 
     def pull(

@@ -1,12 +1,16 @@
 """What does an S3 store cost when every call takes 20 ms? Listing, planning and gc at 1,000 records; transfers.
 
-    python benchmarks/bench_remote.py [--records 1000] [--delay-ms 20] [--megabytes 256] [--link-mb-per-s 100] [--json]
+    python benchmarks/bench_remote.py [--records 1000] [--records-per-run 15] [--delay-ms 20] [--megabytes 256]
+                                      [--link-mb-per-s 100] [--json]
 
-The server is moto's, on this machine, in a process of its own; the delay is injected into every call of the driver.
+The server is moto's, on this machine, in a process of its own; the delay is injected into every request of the driver.
 Needs the extras `s3` and `dev`. Goals: listing, planning and gc under 3 s each; transfers at 80 % of the link's rate,
 which is measured by the driver's own calls, eight files side by side: over loopback, and over a link of a given rate.
-"Cold" is a host that has read nothing of a store without an index, "indexed" one of a store whose index another host
-left, "warm" the same host again.
+
+The records are published as runs do it, each run by a store of its own that leaves the index at its end. Each figure but
+the last is a host's that has read nothing: of that store, which nobody has listed yet ("as runs left it"); of the same
+without any index, as if every run had been killed at its end ("no index"); of a store whose index another host left, by
+listing it in that state ("a reader's index"). The last is that host once more.
 """
 
 from __future__ import annotations
@@ -30,13 +34,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import s3fs
+from aiobotocore.httpsession import AIOHTTPSession
 from fsspec.core import url_to_fs
 
-from artifacts.documents import dump_document
-from artifacts.objects import object_path
-from artifacts.record import File, Record, record_to_json
-from artifacts.records import record_path
-from artifacts.remembered import INDEX
 from artifacts.store import Store
 from configs.load import load_recipe
 from flows.cli import parser as cli_parser
@@ -51,6 +51,7 @@ from link import Link  # noqa: E402 - a support of the tests, which are no packa
 
 STAGES = ("tokenize", "train", "evaluate")
 STREAMS = 8
+READER, SAME = "a reader's index", "same host"
 
 
 @contextmanager
@@ -89,41 +90,56 @@ def link(megabytes_per_s: float) -> Iterator[None]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def delay_every_call(seconds: float) -> None:
-    """Make the driver wait before each request, as a link with this round trip would."""
-    call = s3fs.S3FileSystem._call_s3
+class Wire:
+    """Every request of the driver waits, as on a link with this round trip, and is counted."""
 
-    async def delayed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        await asyncio.sleep(seconds)
-        return await call(self, *args, **kwargs)
+    def __init__(self) -> None:
+        self.delay_s, self.requests = 0.0, 0
+        send = AIOHTTPSession.send
 
-    s3fs.S3FileSystem._call_s3 = delayed  # type: ignore[method-assign]
+        async def delayed(session: Any, request: Any) -> Any:
+            self.requests += 1
+            await asyncio.sleep(self.delay_s)
+            return await send(session, request)
+
+        AIOHTTPSession.send = delayed  # type: ignore[method-assign]
 
 
 def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def fill(store: Store, count: int) -> None:
-    """`count` named records of a realistic size, each with one object, and a run for every ten of them."""
-    backend = store._backend
+def fill(url: str, folder: Path, count: int, each: int) -> None:
+    """`count` named records of a realistic size, each with one object, made by runs of `each` records that end."""
+    resolved = load_recipe("quickstart").recipe.model_dump(mode="json")
     components = {"code": {f"stages.train.module{n}": digest_of(str(n)) for n in range(20)}, "config": {"lr": 0.02}}
 
-    def make(index: int) -> None:
-        stage, content = STAGES[index % 3], b"%d" % index
-        file = File("raw/weights.bin", hashlib.sha256(content).hexdigest(), len(content))
-        record = Record(stage, "", digest_of(f"key {index}"), (file,), components, {}, {}, {"published": str(index)})
-        raw, record_id = dump_document(record_to_json(record))
-        name = {"stage": stage, "part": "", "key": record.key, "record": record_id}
-        backend.write(object_path(file.sha256), content)
-        backend.write(record_path(stage, record.key), raw)
-        backend.write(f"names/recipe/full/{index}/{stage}/1.json", dump_document(name)[0])
-        if index % 10 == 0:
-            store.write_run({"id": f"run-{index:06}", "stages": [{"key": record.key}]})
+    def run(number: int) -> None:
+        store = Store.open(url, cache=folder / str(number))
+        document = {"id": f"run-{number:06}", "recipe": "recipe", "resolved": resolved}
+        steps: list[dict[str, str]] = []
+        store.write_run({**document, "state": "running", "steps": steps})
+        for index in range(number * each, min(count, (number + 1) * each)):
+            stage, key = STAGES[index % 3], digest_of(f"key {index}")
+            out = folder / "out" / str(index)
+            (out / "raw").mkdir(parents=True)
+            (out / "raw" / "weights.bin").write_bytes(b"%d" % index)
+            store.publish(stage=stage, key=key, folder=out, components=components, report={"bpb": 1.2}, inputs={})
+            name = store.assign_name("recipe", "full", index, stage, "", key)
+            steps.append({"stage": stage, "key": key, "artifact": name})
+            store.write_run({**document, "state": "running", "steps": steps})
+        store.write_run({**document, "state": "completed", "steps": steps})
+        store.leave_index()
 
-    store.write_run({"id": "first"})
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(make, range(count)))
+    Store.open(url, cache=folder / "first").write_run({"id": "first", "recipe": "recipe"})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run, range(-(-count // each))))
+
+
+def drop_index(url: str) -> None:
+    filesystem, root = url_to_fs(url)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.rm(f"{root}/index", recursive=True)
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -186,40 +202,48 @@ def transfers(url: str, folder: Path, megabytes: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1000)
+    parser.add_argument("--records-per-run", type=int, default=15)
     parser.add_argument("--delay-ms", type=float, default=20.0)
-    parser.add_argument("--megabytes", type=int, default=256)
+    parser.add_argument("--megabytes", type=int, default=256, help="0: no transfers")
     parser.add_argument("--link-mb-per-s", type=float, default=100.0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    wire = Wire()
     with tempfile.TemporaryDirectory() as name, server():
         folder = Path(name)
         filesystem, _ = url_to_fs("s3://bench")
         filesystem.mkdir("bench")
         url = "s3://bench/store"
-        store = Store.open(url, cache=folder / "a")
-        fill(store, arguments.records)
-        delay_every_call(arguments.delay_ms / 1e3)
+        fill(url, folder / "runs", arguments.records, arguments.records_per_run)
+        wire.delay_s = arguments.delay_ms / 1e3
         seconds: dict[str, float] = {}
-        # A host that has read nothing before, and no index in the store; then one with an index; then the same again.
-        for state in ("cold", "indexed", "warm"):
-            if state == "cold":
-                seconds["list records"] = timed(lambda: list(store.records()))
+        requests: dict[str, int] = {}
+
+        def look(what: str, work: Callable[[], Any]) -> None:
+            before = wire.requests
+            seconds[what] = timed(work)
+            requests[what] = wire.requests - before
+
+        look("keys of all records", lambda: list(Store.open(url, cache=folder / "keys").records()))
+        for state in ("as runs left it", "no index", READER, SAME):
             for what, work in (("artifacts ls", listing), ("list runs", list_runs), ("gc, dry", gc)):
-                home = folder / f"{'indexed' if state == 'warm' else state} {what}"
+                home = folder / f"{READER if state == SAME else state} {what}"
+                if state == "no index":
+                    drop_index(url)
                 os.environ["XDG_CACHE_HOME"] = str(home)
-                if state == "cold":
-                    store._backend.delete(INDEX)
-                seconds[f"{what}, {state}"] = timed(lambda work=work: work(url))  # type: ignore[misc]
-        seconds["plan"] = timed(planner(url, folder))
-        rates = {"loopback": transfers(f"{url}-loopback", folder / "loopback", arguments.megabytes)}
-        with link(arguments.link_mb_per_s):
-            limited = transfers(f"{url}-limited", folder / "limited", arguments.megabytes)
-        rates[f"{arguments.link_mb_per_s:.0f} MB/s"] = limited
+                look(f"{what}, {state}", lambda work=work: work(url))  # type: ignore[misc]
+        look("plan", planner(url, folder))
+        rates: dict[str, dict[str, float]] = {}
+        if arguments.megabytes:
+            rates["loopback"] = transfers(f"{url}-loopback", folder / "loopback", arguments.megabytes)
+            with link(arguments.link_mb_per_s):
+                limited = transfers(f"{url}-limited", folder / "limited", arguments.megabytes)
+            rates[f"{arguments.link_mb_per_s:.0f} MB/s"] = limited
     if arguments.json:
-        print(json.dumps({"seconds": seconds, "megabytes_per_s": rates}))
+        print(json.dumps({"seconds": seconds, "requests": requests, "megabytes_per_s": rates}))
         return 0
     for what, figure in seconds.items():
-        print(f"{what:24s} {figure:6.2f} s")
+        print(f"{what:32s} {figure:6.2f} s {requests[what]:6d} requests")
     for where, figures in rates.items():
         for what, figure in figures.items():
             print(f"{where}, {what:12s} {figure:6.1f} MB/s")

@@ -105,7 +105,7 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
         },
     )
     sweep(store, local)
-    with scratch_folder(local / "scratch", run.id, run.settle) as scratch:
+    with scratch_folder(local / "scratch", run.id, lambda: close(run, store)) as scratch:
         session = Session(
             store=store,
             identity=identity,
@@ -135,6 +135,14 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
             raise
         finally:
             identity.save()
+
+
+def close(run: RunDocument, store: Store) -> bool:
+    """The last of a run, however it ended; whether its final state is written. No index is waited for in vain."""
+    settled = run.settle()
+    if settled:
+        store.leave_index()
+    return settled
 
 
 def look_outside(recipe: Recipe, identity: Identity, cache_folder: Path) -> tuple[Outside, dict[str, Any]]:

@@ -79,6 +79,8 @@ def _made_elsewhere(step: Step, key: str, components: Components, session: Sessi
     """The outcome of a step that another machine runs; who runs it holds the lease and publishes."""
     started = time.monotonic()
     record, made_now, note = elsewhere.make(step, key, components, session)
+    if made_now:
+        session.store.note(record)  # its publisher ends with it and leaves no index
     name = session.store.assign_name(session.recipe, session.scale, session.seed, step.stage, step.part, record.key)
     seconds = record.provenance.get("seconds", 0.0) if made_now else time.monotonic() - started
     outcome = Outcome(step, record, "ran" if made_now else "cached", name, seconds, note)

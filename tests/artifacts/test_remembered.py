@@ -12,7 +12,7 @@ import pytest
 from artifacts import remembered
 from artifacts.backend import Entry, open_backend
 from artifacts.documents import dump_document
-from artifacts.remembered import INDEX
+from artifacts.errors import StoreReadOnly
 from artifacts.store import Store
 
 
@@ -26,6 +26,10 @@ def shared(s3_bucket, tmp_path, publish):
         store.assign_name("r", "s", 1, "train", "", record.key)
     store.write_run({"id": "1", "stages": [record.key]})
     return store, lambda host: Store.open(url, cache=tmp_path / host)
+
+
+def index_of(store) -> list[str]:
+    return [entry.path for entry in store._backend.walk("index")]
 
 
 def asked(store, monkeypatch) -> list[str]:
@@ -89,9 +93,8 @@ def test_another_host_reads_the_index_instead_of_every_document(shared, monkeypa
     other = host("b")
     paths = asked(other, monkeypatch)
     assert other.all_records() == first
-    assert paths == []
+    assert [path.split("/")[0] for path in paths] == ["index"] * 2  # names, then records
     paths.clear()
-    monkeypatch.setattr(remembered, "_WORTH_AN_INDEX", 3)
     assert other.all_records() == first  # and remembers it
     assert paths == []
     assert host("c").gc().removed == ()
@@ -102,24 +105,27 @@ def test_an_index_that_is_not_right_is_not_used(shared, monkeypatch):
     monkeypatch.setattr(remembered, "_WORTH_AN_INDEX", 3)
     store, host = shared
     expected = host("a").all_records()
-    index = json.loads(zlib.decompress(store._backend.read(INDEX)))
+    rows = [row for path in index_of(store) for row in json.loads(zlib.decompress(store._backend.read(path)))]
     foreign = dump_document({"format": 1})[0].decode()
     lies = {
         "nothing": None,
-        "another shape": [1, 2],
-        "no text": {path: [] for path in index},
-        "another's tag": {path: ["0" * 32, foreign] for path in index},
-        "a flipped text": {path: [tag, text.replace("1.25", "0.25")] for path, (tag, text) in index.items()},
+        "another shape": {path: [tag, text] for path, tag, text in rows},
+        "no text": [[path] for path, _, _ in rows],
+        "no words": [[path, tag, "\ud800"] for path, tag, _ in rows],
+        "another's tag": [[path, "0" * 32, foreign] for path, _, _ in rows],
+        "another's text": [[path, tag, foreign] for path, tag, _ in rows],
+        "a flipped text": [[path, tag, text.replace("1.25", "0.25")] for path, tag, text in rows],
     }
+    assert len(rows) == 8
     for lie, content in lies.items():
         wrong = b"" if content is None else zlib.compress(json.dumps(content).encode())
-        store._backend.write(INDEX, wrong)
+        for path in index_of(store):
+            store._backend.delete(path)
+        store._backend.write("index/1", wrong)
         assert host(lie).all_records() == expected, lie
 
 
 def test_who_may_only_read_reads_without_an_index(shared, monkeypatch):
-    from artifacts.errors import StoreReadOnly
-
     monkeypatch.setattr(remembered, "_WORTH_AN_INDEX", 3)
     store, host = shared
     reader = host("a")
@@ -129,7 +135,7 @@ def test_who_may_only_read_reads_without_an_index(shared, monkeypatch):
 
     monkeypatch.setattr(reader._backend, "write", refuse)
     assert len(reader.all_records()) == 4
-    assert store._backend.entry(INDEX) is None
+    assert index_of(store) == []
 
 
 def test_a_damaged_memory_is_forgotten_and_a_damaged_text_in_it_is_read_again(shared, tmp_path, caplog):
