@@ -7,7 +7,7 @@ it writes what they hold before it removes them, so that one who is killed in be
 text too few. Two who do so at once leave two files at worst.
 
 No file is needed and none is believed: a text counts only with the tag that a fresh listing gives its path, and with
-its own digest (see `remembered.py`). So the whole folder may be deleted at any time, and no error here is worth telling.
+its own digest (see `remembered.py`). So the folder may be deleted at any time, and no error here is worth telling.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def wire(monkeypatch) -> Counter[str]:
         url = urlsplit(request.url)
         asks = parse_qs(url.query)
         lists = "list-type" in asks
-        store, _, path = (asks["prefix"][0] if lists else url.path.split("/", 2)[2]).partition("/")
+        path = (asks["prefix"][0] if lists else url.path.split("/", 2)[2]).partition("/")[2]
         counted[f"{'LIST' if lists else request.method} {path.split('/')[0]}"] += 1
         return await send(session, request)
 
@@ -335,7 +335,7 @@ def test_sixty_four_small_files_are_asked_for_at_once():
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            together.wait(timeout=60)  # nobody is answered before all have asked
+            together.wait(timeout=30)  # nobody is answered before all have asked
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()

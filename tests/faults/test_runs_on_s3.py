@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,15 @@ from toyriver import behave, make_tree
 from toyrun import launch_here, request, run_in_one_thread, run_toy, write_recipe
 
 import flows.step
+from artifacts import remembered
 from artifacts.backend import open_backend
+from artifacts.record import Record
 from artifacts.remote import FsspecBackend
 from artifacts.store import Store
-from flows.session import Outcome
+from flows.identity import Components
+from flows.prepare import Prepared
+from flows.river import Step
+from flows.session import Outcome, Session
 
 SMALL = ("read", "read_many", "write", "create", "walk", "delete", "entry", "move")
 CALLS = (*SMALL, "upload", "download", "download_hashed")
@@ -58,6 +64,43 @@ def test_a_flipped_byte_on_the_server_is_found_and_mended(here: Path, s3_store: 
     again = run_toy(request(here, here / "tree", store=s3_store, force=("evaluate",)))
     assert "compress" in {o.step.label for o in again if o.state == "ran"}
     assert {finding.kind for finding in Store.open(s3_store).verify()} <= {"dangling name"}
+
+
+class OtherMachine:
+    """Runs what needs a device, as a worker does: in a process that publishes and is gone."""
+
+    def takes(self, step: Step) -> bool:
+        return step.device is not None
+
+    def make(self, step: Step, key: str, components: Components, session: Session) -> tuple[Record, bool, str]:
+        there = replace(session, store=Store.open(session.store.url), elsewhere=None)
+        return flows.step._run(step, key, components, there, lambda: False).record, True, ""
+
+
+def send_away(prepared: Prepared) -> None:
+    prepared.session.elsewhere = OtherMachine()
+
+
+@pytest.mark.parametrize("each", [None, send_away])
+def test_the_first_to_list_a_store_reads_one_file_for_a_run_wherever_its_stages_ran(
+    here: Path, s3_store: str, monkeypatch: pytest.MonkeyPatch, each: Callable[[Prepared], None] | None
+):
+    monkeypatch.setattr(remembered, "_WORTH_AN_INDEX", 10)
+    monkeypatch.setattr(flows.step, "launch", launch_here)
+    outcomes = run_toy(request(here, here / "tree", store=s3_store), each=each)
+    run_toy(request(here, here / "tree", store=s3_store))  # all cached: nothing to tell
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache-of-another-host"))
+    asked: list[str] = []
+    read_many = FsspecBackend.read_many
+
+    def note(backend: FsspecBackend, paths: Sequence[str]) -> list[bytes | None]:
+        asked.extend(path.split("/")[0] for path in paths)
+        return read_many(backend, paths)
+
+    monkeypatch.setattr(FsspecBackend, "read_many", note)
+    records = {record.id for record, names in Store.open(s3_store).all_records() if names}
+    assert records == {outcome.record.id for outcome in outcomes}
+    assert asked == ["index"]
 
 
 class Died(BaseException):
