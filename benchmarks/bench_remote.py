@@ -7,10 +7,10 @@ The server is moto's, on this machine, in a process of its own; the delay is inj
 Needs the extras `s3` and `dev`. Goals: listing, planning and gc under 3 s each; transfers at 80 % of the link's rate,
 which is measured by the driver's own calls, eight files side by side: over loopback, and over a link of a given rate.
 
-The records are published as runs do it, each run by a store of its own that leaves the index at its end. All figures but
-the last are of a host that has read nothing: of that store, which nobody has listed yet ("as runs left it"); of the same
-without any index, as if every run had been killed at its end ("no index"); of a store whose index another host left, by
-listing it in that state ("a reader's index"). The last is that host once more.
+The records are published as runs do it, each run by a store of its own that leaves the index at its end. All figures
+but the last are of a host that has read nothing: of that store, which nobody has listed yet ("as runs left it"); of the
+same without any index, as if every run had been killed at its end ("no index"); of a store whose index another host
+left, by listing it in that state ("a reader's index"). The last is that host once more.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from creators import creators_at_once
 
 from artifacts import remote
 from artifacts.backend import open_backend
+from artifacts.dialects import modified_s
 from artifacts.errors import DamagedArtifact, StoreFormat, StoreFull, StoreReadOnly, StoreUnavailable
 from artifacts.local import LocalBackend
 from artifacts.objects import object_path
@@ -253,8 +254,8 @@ def test_creating_threads_on_s3_and_in_memory_have_one_winner(s3_bucket):
 def test_times_of_every_driver_become_seconds():
     moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     for info in ({"LastModified": moment}, {"updated": "2026-01-02T03:04:05+00:00"}, {"mtime": moment.timestamp()}):
-        assert remote._modified_s(info) == moment.timestamp()
-    assert remote._modified_s({}) == 0.0
+        assert modified_s(info) == moment.timestamp()
+    assert modified_s({}) == 0.0
 
 
 def test_a_damaged_copy_in_the_hosts_cache_is_fetched_again(publish, tmp_path):
