@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import UUID
 
 import httpx
@@ -53,6 +53,7 @@ BEAT_EVERY_S = 10.0  # and a sign of life at least this often
 GRACE_S: Mapping[Reason, float] = {"cancelled": 7.0, "replaced": 7.0, "terminated": 24.0, "orphaned": 24.0}
 LOG = "fairway-log"  # artifact of a stage's run
 LAST_GRACE_S = 3.0
+LAST_LINES, LAST_BYTES = 20, 1 << 16  # of what the program wrote by itself, for the log
 LEVELS = {"said": logging.INFO, "warned": logging.WARNING}  # of a stage's output: rank 0's, the other ranks' warnings
 HOME = "FAIRWAY_HOME"  # folder of a worker's machine that runs may use; `fairway worker` sets it
 
@@ -153,35 +154,45 @@ def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> di
     tree = folder / "tree"
     unpack_source(Store.open(assignment.store, proven=True).read_object(assignment.source), tree)
     (folder / "assignment.json").write_text(json.dumps(assignment.to_json()), encoding="utf-8")
-    keys = held(assignment.store)
+    with tempfile.TemporaryFile() as said:
+        process = _start(tree, folder, held(assignment.store), said)
+        events = Tail(folder / "events.jsonl")
+        stopper = _Stopper(process, vigil)
+        try:
+            while process.poll() is None:
+                progress.show(_relay(events, progress, log))
+                stopper.step()
+                time.sleep(POLL_S)
+        finally:
+            stopper.end()
+        progress.show(_relay(events, progress, log))
+        result = folder / "result.json"
+        ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"exit": process.returncode}
+        progress.end(ended)
+        for line in _last_lines(said):
+            log.warning(line)
+    return ended
+
+
+def _start(tree: Path, folder: Path, keys: Credentials | None, said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The program, which writes to a file: nobody reads while it runs, and a full pipe would stop it for ever."""
     process = subprocess.Popen(
         [sys.executable, "-m", PROGRAM, str(folder)],
         cwd=tree,
         env={**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", PARENT: str(os.getpid())},
         stdin=subprocess.DEVNULL if keys is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=said,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # signals reach it through us only, so that we know which stop is meant
     )
     if keys is not None:
         _hand_over(process, keys)
-    events = Tail(folder / "events.jsonl")
-    stopper = _Stopper(process, vigil)
-    try:
-        while process.poll() is None:
-            progress.show(_relay(events, progress, log))
-            stopper.step()
-            time.sleep(POLL_S)
-    finally:
-        stopper.end()
-    progress.show(_relay(events, progress, log))
-    result = folder / "result.json"
-    ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"exit": process.returncode}
-    progress.end(ended)
-    said = process.communicate()[0].decode("utf-8", "replace")
-    for line in said.splitlines()[-20:]:
-        log.warning(line)
-    return ended
+    return process
+
+
+def _last_lines(said: IO[bytes]) -> list[str]:
+    said.seek(max(0, said.seek(0, os.SEEK_END) - LAST_BYTES))
+    return said.read().decode("utf-8", "replace").splitlines()[-LAST_LINES:]
 
 
 def _relay(events: Tail, progress: Progress, log: Log) -> bool:
