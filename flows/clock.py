@@ -12,25 +12,35 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import cache
 
 EQUAL_S = 10.0  # clocks that differ by less are called equal: an answer's date has whole seconds, and travels
 
 
-@cache
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # nobody sets it, and it counts while we sleep
+_zero: dict[str, float] = {}  # a server's time when our steady clock was zero
+
+
 def ahead_s(api: str) -> float:
     """By how much the server's clock is ahead of ours, in seconds; 0 if they are equal or nobody can say."""
+    if api not in _zero and (said := _date(api)) is not None:  # a server is asked until it has answered once
+        _zero[api] = said.timestamp() - time.clock_gettime(_STEADY)
+    if api not in _zero:
+        return 0.0
+    difference_s = _zero[api] + time.clock_gettime(_STEADY) - time.time()
+    return difference_s if abs(difference_s) > EQUAL_S else 0.0
+
+
+def _date(api: str) -> datetime | None:
+    """What the server says that it is now."""
     try:
         try:
             answer = urllib.request.urlopen(f"{api}/health", timeout=10)
         except urllib.error.HTTPError as refusal:  # it has a date too
             answer = refusal
         with answer:
-            said = parsedate_to_datetime(answer.headers["Date"])
+            return parsedate_to_datetime(answer.headers["Date"])
     except (OSError, ValueError, TypeError):
-        return 0.0
-    difference_s = said.timestamp() - time.time()
-    return difference_s if abs(difference_s) > EQUAL_S else 0.0
+        return None
 
 
 def server_now(api: str) -> datetime:
