@@ -133,11 +133,13 @@ class Vigil:
                 signal.signal(number, handler)
 
     def verdict(self) -> Reason:
-        """Why the run stopped: a SIGTERM of a run that is being cancelled is its worker's way to say so."""
-        if self.reason == "terminated":
-            state = self._ask()
-            if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                self.reason, self.message = "cancelled", state.message or ""
+        """Why the run stopped: what its server says of it counts for more than a signal, or that its worker is gone.
+
+        A worker tells a run by SIGTERM, too, that it is being cancelled; and whoever has lost its worker may have been
+        cancelled or started again since.
+        """
+        if self.reason in ("terminated", "orphaned") and (state := self._ask()) is not None:
+            self._heed(state)
         return self.reason
 
     def leave_if_replaced(self) -> None:
@@ -153,14 +155,18 @@ class Vigil:
         if os.getppid() != self._parent:
             self._stop("orphaned")
             return
-        state = self._ask()
-        if state is None:
-            return
+        if (state := self._ask()) is not None:
+            self._heed(state)
+
+    def _heed(self, state: State[Any]) -> None:
+        """Stop for what the server says, whatever else there is to stop for."""
         if state.is_cancelling() or state.is_cancelled():
-            self.message = state.message or ""
-            self._stop("cancelled")
+            self.reason, self.message = "cancelled", state.message or ""
         elif not self._ours(state):
-            self._stop("replaced")
+            self.reason = "replaced"
+        else:
+            return
+        self.stopped.set()
 
     def _ours(self, state: State[Any]) -> bool:
         """Whether the run is as we set it: RUNNING, by us. A run that was declared dead is started again as itself."""

@@ -56,6 +56,26 @@ def test_a_run_that_was_declared_dead_or_started_again_gives_up_without_a_word(w
         ended.leave_if_replaced()
 
 
+@pytest.mark.parametrize("reason", ["terminated", "orphaned"])
+def test_a_run_without_machine_or_worker_is_told_by_its_server_what_it_ends_as(
+    watch, monkeypatch: pytest.MonkeyPatch, reason: str
+):
+    """Between the signal and the end of its grace somebody cancels it, or starts it again somewhere else."""
+
+    def asked(state: State | None) -> Vigil:
+        ended = watch(OURS)
+        ended._stop(reason)
+        monkeypatch.setattr(Vigil, "_ask", lambda self: state)
+        return ended
+
+    assert [asked(state).verdict() for state in (OURS, None)] == [reason, reason]
+    cancelled = asked(Cancelling(message="by Ada"))
+    assert (cancelled.verdict(), cancelled.message) == ("cancelled", "by Ada")  # and it is not started again
+    replaced = asked(Running(id=uuid4()))
+    with pytest.raises(Abort):
+        replaced.leave_if_replaced()
+
+
 TALKATIVE = """
 import sys, pathlib
 from rich.console import Console
