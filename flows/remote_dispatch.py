@@ -48,10 +48,6 @@ LOST_LIMIT = 3  # machines that may be lost under one step
 UNANSWERED_LIMIT_S = 600.0  # a server that is away for longer is not coming back
 
 
-class Lost(Exception):
-    """Whoever ran the stage is gone."""
-
-
 class Pool:
     """A Prefect work pool that runs accelerated stages."""
 
@@ -154,9 +150,8 @@ class Pool:
                 if state is not None and state.is_running() and not started:
                     started = True
                     session.tell(Event("start", step.label))
-                life.check(state)
-            except Lost as lost:
-                return _declare(client, run.id, Crashed(message=str(lost)))
+                if gone := life.gone(state):
+                    return _declare_dead(client, run.id, state, gone)
             except ObjectNotFound as error:
                 raise Interrupted(f"{step.label}: its run {run.id} was deleted on the server") from error
             except (httpx.HTTPError, PrefectException) as error:  # the server restarts: nothing is known of the stage
@@ -207,21 +202,20 @@ class _Life:
         """We could not look: silence counts from now."""
         self._since_s = time.monotonic()
 
-    def check(self, state: State[Any] | None) -> None:
-        """Lost if there was no sign for too long. A run that no worker has taken yet may wait for ever."""
+    def gone(self, state: State[Any] | None) -> str:
+        """Why whoever runs it must be gone; "" if there was a sign lately, or no worker has taken it yet."""
         now_s = time.monotonic()
         if state is None or state.is_scheduled():
             self._since_s = now_s
-            return
+            return ""
         if now_s - self._looked_s < LOOK_FOR_LIFE_EVERY_S:
-            return
+            return ""
         self._looked_s = now_s
         sign = (state.id, self._updated())
         if sign != self._sign:
             self._sign, self._since_s = sign, now_s
         limit_s = START_LIMIT_S if state.is_pending() else SILENCE_S
-        if now_s - self._since_s > limit_s:
-            raise Lost(f"no sign of life for {limit_s:.0f} s from whoever ran it")
+        return f"no sign of life for {limit_s:.0f} s from whoever ran it" if now_s - self._since_s > limit_s else ""
 
     def _updated(self) -> object:
         found = _artifacts(self._client, self._flow_run, "fairway-progress")
@@ -247,9 +241,12 @@ def _create_below_task(client: SyncPrefectClient, deployment: UUID, **run: Any) 
     return client.create_flow_run_from_deployment(deployment, **run)
 
 
-def _declare(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) -> State[Any]:
-    client.set_flow_run_state(flow_run, state, force=True)
-    return client.read_flow_run(flow_run).state or state
+def _declare_dead(client: SyncPrefectClient, flow_run: UUID, state: State[Any] | None, why: str) -> State[Any]:
+    """End a run whose machine is gone: as cancelled if somebody had asked for that, or it would be sent again."""
+    asked = state is not None and state.is_cancelling()
+    ended = Cancelled(message=state.message if state else None) if asked else Crashed(message=why)
+    client.set_flow_run_state(flow_run, ended, force=True)
+    return client.read_flow_run(flow_run).state or ended
 
 
 def _before_us(client: SyncPrefectClient, run: FlowRun) -> bool:

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, Scheduled
 from toyriver import make_tree
 from toyrun import request, write_recipe
 
@@ -174,6 +175,34 @@ def test_a_silent_stage_is_declared_dead_and_sent_again(dispatch, monkeypatch: p
     (declared,) = server.asked
     assert declared.is_crashed()
     assert "no sign of life" in declared.message
+
+
+def test_a_stage_that_was_cancelled_and_whose_machine_is_gone_is_not_sent_again(
+    dispatch, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(remote_dispatch, "LOOK_FOR_LIFE_EVERY_S", 0.0)
+    monkeypatch.setattr(remote_dispatch, "SILENCE_S", 0.05)
+    server = Server([Running(), Cancelling(message="by Ada")], [Running(), Completed()])
+    with pytest.raises(Interrupted, match="by Ada"):
+        dispatch(server, found=RECORD)
+    assert [state.name for state in server.asked] == ["Cancelled"]
+    assert len(server.runs) == 1
+
+
+def test_a_server_that_restarts_while_a_stage_is_declared_dead_is_told_again(dispatch, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote_dispatch, "LOOK_FOR_LIFE_EVERY_S", 0.0)
+    monkeypatch.setattr(remote_dispatch, "SILENCE_S", 0.05)
+    server = Server([Running()], [Running(), Completed()])
+    tell, away = server.set_flow_run_state, [httpx.ConnectError("restarting")]
+
+    def told(*asked: Any, **more: Any) -> None:
+        if away:
+            raise away.pop()
+        tell(*asked, **more)
+
+    monkeypatch.setattr(server, "set_flow_run_state", told)
+    assert dispatch(server, found=RECORD)[0] is RECORD
+    assert [state.is_crashed() for state in server.asked] == [True]
 
 
 def test_a_stage_that_no_worker_has_taken_yet_may_wait_for_ever(dispatch, monkeypatch: pytest.MonkeyPatch):
