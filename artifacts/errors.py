@@ -3,6 +3,7 @@
 StoreError
 ├── StoreUnavailable     the place cannot be reached, or its file system lacks what the store needs
 │   ├── StoreRefused     our credentials are wrong, missing, or do not reach so far; or our clock is wrong
+│   ├── StoreUnsupported no store can be there: its file system lacks what one needs
 │   ├── StoreReadOnly    writing is refused
 │   └── StoreFull        no space is left
 ├── StoreFormat          made by a newer Fairway
@@ -32,6 +33,7 @@ __all__ = [
     "StoreReadOnly",
     "StoreRefused",
     "StoreUnavailable",
+    "StoreUnsupported",
     "UnsafeURL",
 ]
 
@@ -46,6 +48,10 @@ class StoreUnavailable(StoreError):
 
 class StoreRefused(StoreUnavailable):
     """The place knows us not, or not well enough: credentials are wrong, missing, or do not reach so far."""
+
+
+class StoreUnsupported(StoreUnavailable):
+    """No store can be at such an address, today or tomorrow, from this machine or another."""
 
 
 class StoreReadOnly(StoreUnavailable):

@@ -32,7 +32,7 @@ from fsspec.core import url_to_fs
 
 from artifacts.backend import Entry, explained, host_name, room_for
 from artifacts.dialects import modified_s, tag_of
-from artifacts.errors import StoreError, StoreRefused, StoreUnavailable
+from artifacts.errors import StoreError, StoreRefused, StoreUnavailable, StoreUnsupported
 from artifacts.hub import NO_STORE
 from artifacts.keyring import held
 from artifacts.meter import SILENT, Meter
@@ -78,9 +78,9 @@ class FsspecBackend:
         self.url = url.rstrip("/")
         scheme = url.split("://", 1)[0].lower()
         if scheme == "hf":
-            raise StoreUnavailable(f"{NO_STORE}; got {self.url}")
+            raise StoreUnsupported(f"{NO_STORE}; got {self.url}")
         if scheme not in _SCHEMES:
-            raise StoreUnavailable(
+            raise StoreUnsupported(
                 f"a store needs a file system that makes a file only if there is none, in one step: a local path, "
                 f"{', '.join(_SCHEMES)}; got {scheme}://; keep the store on one of these"
             )

@@ -18,7 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts.backend import NO_ROOM, room
-from artifacts.errors import AmbiguousKey, BadArchive, BadName, LeaseCancelled, NotFound, StoreError, UnsafeURL
+from artifacts.errors import (
+    AmbiguousKey,
+    BadArchive,
+    BadName,
+    LeaseCancelled,
+    NotFound,
+    StoreError,
+    StoreUnsupported,
+    UnsafeURL,
+)
 from flows.commands.serve_arguments import (
     DEFAULT_FOLDER,
     OPENS_NO_STORE,
@@ -50,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = USER_ERROR if error.kind == "user" else FAILED
         return _complain(arguments, error.kind, f"{error}\n  log: {error.log}", code)
     except StoreError as error:
-        asked_wrongly = isinstance(error, UnsafeURL | BadName | NotFound | AmbiguousKey | BadArchive)
+        asked_wrongly = isinstance(error, UnsafeURL | StoreUnsupported | BadName | NotFound | AmbiguousKey | BadArchive)
         return _complain(arguments, "store", str(error), USER_ERROR if asked_wrongly else FAILED)
     except BrokenPipeError:  # `fairway artifacts ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -127,7 +127,8 @@ def seeds(
         with named_recipe(recipe, toml) as named:
             asked = request(named, scale, overrides, store, pool, repeat=scheduled_for() if fresh else None)
             if watch and unchanged(asked, chosen):
-                raise Unchanged(f"{len(chosen)} seeds are in the store: code, configuration and data are as they were")
+                counted = "the seed is" if len(chosen) == 1 else f"all {len(chosen)} seeds are"
+                raise Unchanged(f"{counted} in the store: code, configuration and data are as they were")
             declared = declare(asked, chosen, protocol)
             run_set(declared, asked, conduct, Show(LogView, get_run_logger().info))
             result = result_of(Store.open(store), declared, None, protocol)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import asdict
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterTags,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Failed, Scheduled
@@ -19,6 +26,7 @@ from flows.clock import ahead_s, server_now, words
 from flows.doctor import Finding, devices, disk, packages, python, store_health
 from flows.remote_dispatch import STAGE_FLOW
 from flows.remote_stage import home
+from flows.vigil import TAG
 from stages.contract import StageError
 
 LIMIT_S = 180.0
@@ -43,14 +51,27 @@ def preflight(pool: str) -> list[Finding]:
         try:
             deployment = client.read_deployment_by_name(f"{STAGE_FLOW}/{pool}")
         except ObjectNotFound:
-            advice = f"fairway deploy --gpu-pool {pool}"
-            return [*findings, Finding("deployment", "fail", f"there is no {STAGE_FLOW}/{pool}", advice)]
+            return [*findings, _of_runs(client, pool)]
         findings.append(Finding("deployment", "ok", f"{STAGE_FLOW}/{pool}"))
         return [*findings, *_ask(client, deployment.id)] if online else findings
 
 
+def _of_runs(client: SyncPrefectClient, pool: str) -> Finding:
+    """What a pool without a deployment of stages is for: runs, or nothing yet."""
+    here = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+    ours = client.read_deployments(
+        deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])), work_pool_filter=here
+    )
+    if not ours:
+        advice = f"fairway deploy --gpu-pool {pool}"
+        return Finding("deployment", "fail", f"there is no {STAGE_FLOW}/{pool}", advice)
+    names = ", ".join(sorted(each.name for each in ours))
+    return Finding("deployment", "ok", f"{names}: runs start here, and their accelerated stages in another pool")
+
+
 def _ask(client: SyncPrefectClient, deployment: Any) -> list[Finding]:
     """Let a worker examine its machine; it must have a slot free."""
+    sys.stderr.write("fairway: asking a worker about its machine; one that is busy answers when its stage is done\n")
     now = Scheduled(scheduled_time=server_now(str(client.api_url)))
     run = client.create_flow_run_from_deployment(
         deployment, parameters={"preflight": True}, name="preflight", state=now

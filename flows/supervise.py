@@ -188,7 +188,11 @@ def named_recipe(name: str, toml: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{own_name(toml) or 'form'}.toml"
         path.write_text(toml, encoding="utf-8")
-        yield str(path)
+        try:
+            yield str(path)
+        except StageError as error:  # nobody but us knows of the file
+            said = str(error).replace(str(path), "the text").replace(f"{folder}/", "")
+            raise StageError(said) from error
 
 
 def own_name(toml: str) -> str:

@@ -33,7 +33,8 @@ def board(arguments: argparse.Namespace) -> int:
     if not found["groups"]:
         sys.stdout.write(f"no run in {store.url} has a score yet\n")
     if found["without_score"]:
-        sys.stdout.write(f"{len(found['without_score'])} runs have no score; see `fairway runs ls`\n")
+        without = len(found["without_score"])
+        sys.stdout.write(f"{without} {'run has' if without == 1 else 'runs have'} no score; see `fairway runs ls`\n")
     return 0
 
 

@@ -5,14 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.errors import StoreRefused, StoreUnavailable
+from artifacts.errors import StoreRefused, StoreUnavailable, StoreUnsupported
 from artifacts.store import Store
 from flows.clock import ahead_s, words
 from flows.server import quiet
 from flows.tables import print_json
-from flows.up import LOOPBACK, admits, answers, api_address, down, erase, up, worker_command, worker_environment
+from flows.up import (
+    LOOPBACK,
+    Running,
+    admits,
+    answers,
+    api_address,
+    down,
+    erase,
+    up,
+    worker_command,
+    worker_environment,
+)
 from stages.contract import StageError
 
 # How drivers say that there is nothing to refuse.
@@ -54,6 +66,8 @@ def up_command(arguments: argparse.Namespace) -> int:
             "see docs/deploy.md\n"
         )
     home = Path.cwd()
+    if not Running.read(folder).alive("server"):
+        sys.stderr.write("fairway: starting the server; the first time in a folder takes longest\n")
     running = up(folder, arguments.host, arguments.port, {}, home)
     os.environ["PREFECT_API_URL"] = running.api
     deployed = _deploy(arguments, arguments.cpu_limit)
@@ -61,11 +75,13 @@ def up_command(arguments: argparse.Namespace) -> int:
     workers = {} if arguments.no_workers else {arguments.cpu_pool: 0, arguments.gpu_pool: 1}
     running = up(folder, arguments.host, arguments.port, workers, home)
     if arguments.json:
-        print_json({"api": running.api, "processes": sorted(running.processes), "deployments": deployed})
+        told = {"api": running.api, "processes": sorted(running.processes), "deployments": deployed.names}
+        print_json({**told, "store": deployed.store})
         return 0
     sys.stdout.write(
         f"page      {running.api.removesuffix('/api')}\n"
         f"api       export PREFECT_API_URL={running.api}\n"
+        f"store     {deployed.store}\n"
         f"running   {', '.join(sorted(running.processes))}; logs in {folder}\n"
         f"start     prefect deployment run score/score -p recipe=quickstart -p scale=smoke\n"
         f"stop      fairway down\n"
@@ -91,15 +107,25 @@ def deploy_command(arguments: argparse.Namespace) -> int:
     api = use_server(arguments.folder)
     deployed = _deploy(arguments)
     if arguments.json:
-        print_json({"api": api, "deployments": deployed})
+        print_json({"api": api, "deployments": deployed.names, "store": deployed.store, "deleted": deployed.deleted})
     else:
-        sys.stdout.write("".join(f"{name}\n" for name in deployed))
+        gone = f"deleted   {', '.join(deployed.deleted)}\n" if deployed.deleted else ""
+        sys.stdout.write(f"server    {api}\nstore     {deployed.store}\ndeployed  {', '.join(deployed.names)}\n{gone}")
     return 0
 
 
-def _deploy(arguments: argparse.Namespace, cpu_limit: int | None = None) -> list[str]:
+@dataclass(frozen=True)
+class _Deployed:
+    """What to tell of a deployment."""
+
+    names: list[str]
+    deleted: list[str]
+    store: str
+
+
+def _deploy(arguments: argparse.Namespace, cpu_limit: int | None = None) -> _Deployed:
     quiet()
-    from flows.deploy import Plan, deploy  # imports Prefect
+    from flows.deploy import Plan, deploy, shared_store  # imports Prefect
 
     if arguments.credentials:
         from flows import blocks
@@ -110,16 +136,18 @@ def _deploy(arguments: argparse.Namespace, cpu_limit: int | None = None) -> list
     pools, named = (arguments.cpu_pool, arguments.gpu_pool), arguments.credentials
     plan = Plan(arguments.store, *pools, arguments.prune, named, arguments.notify, cpu_limit)
     deployed = deploy(plan)
-    return list(deployed.deployments)
+    return _Deployed(list(deployed.deployments), list(deployed.pruned), shared_store(arguments.store))
 
 
 def _try(store: str) -> None:
-    """Refuse to deploy a store that refuses this machine's credentials, as it would later and elsewhere.
+    """Refuse to deploy a store that can be nowhere, or refuses this machine's credentials, as it would elsewhere.
 
     A machine that has none, or is not where the store is, may deploy all the same, and hears of it.
     """
     try:
         Store.open(store)
+    except StoreUnsupported:
+        raise
     except (StoreRefused, StoreUnavailable) as error:
         if isinstance(error, StoreRefused) and not any(name in str(error) for name in _NO_CREDENTIALS):
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +103,23 @@ def test_deploying_twice_changes_nothing_and_keeps_schedules(lab: Lab):
     automations = lab.post("automations/filter")
     names = [each["name"] for each in automations]
     assert len(names) == len(set(names)) >= 2
+
+
+def test_a_store_that_can_be_nowhere_is_not_deployed(lab: Lab):
+    before = lab.http.get("deployments/name/score/score").json()["parameters"]
+    command = [sys.executable, "-m", "flows.cli", "deploy", "--store", "s4://bucket/fairway"]
+    done = subprocess.run(command, cwd=lab.submitter.folder, env=lab.submitter.environment, capture_output=True)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert b"s4://" in done.stderr
+    assert lab.http.get("deployments/name/score/score").json()["parameters"] == before
+
+
+def test_the_doctor_of_the_pool_of_runs_does_not_advise_to_send_stages_there(lab: Lab):
+    told = lab.submitter.fairway("doctor", "--pool", "cpu")
+    assert told["ok"], told
+    deployment = next(each for each in told["findings"] if each["name"] == "deployment")
+    assert "score" in deployment["text"]
+    assert "--gpu-pool" not in deployment["advice"]
 
 
 def send(lab: Lab, parameters: dict[str, Any]) -> dict[str, Any]:
