@@ -32,12 +32,16 @@ QUIET = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
-_BOUND_SERVER = (
-    "import runpy; from stages.contract import die_with_parent; die_with_parent()\n"
-    "from flows.patient_server import patient_database\n"
-    "with patient_database():\n"
-    "    runpy.run_module('uvicorn', run_name='__main__', alter_sys=True)"
-)
+_BOUND_SERVER = """
+import socket, sys
+from stages.contract import die_with_parent
+die_with_parent()
+import uvicorn
+from flows.patient_server import patient_database
+config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
+with patient_database():
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+"""
 
 
 def quiet() -> None:
@@ -54,12 +58,12 @@ class OwnServer:
     """Prefect's API server for the life of this process; `url` is its API address."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/api"
-        self._arguments = [sys.executable, "-c", _BOUND_SERVER, "--factory", "prefect.server.api.server:create_app"]
-        self._arguments += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        # The process gets this very socket: of a mere number, two servers that start at once could have the same, and
+        # the first one's answers would be taken for the second's. Nobody is let in before it listens.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/api"
+        self._arguments = [sys.executable, "-c", _BOUND_SERVER, str(self._socket.fileno())]
         own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         self._environment = {**os.environ, **own, **settings, PARENT: str(os.getpid())}
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,14 +72,16 @@ class OwnServer:
 
     def start(self) -> None:
         """Start the process. It ends with ours, after Prefect's threads have sent their last logs and events."""
-        self._process = subprocess.Popen(
-            self._arguments,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._complaints,
-            start_new_session=True,
-        )
+        with self._socket:
+            self._process = subprocess.Popen(
+                self._arguments,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._complaints,
+                start_new_session=True,
+                pass_fds=[self._socket.fileno()],
+            )
         # Prefect drains its queues when threads shut down, which is before `atexit`: stopped any earlier, the server
         # would leave them waiting for more than a minute.
         atexit.register(self.stop)
