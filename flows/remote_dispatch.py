@@ -53,7 +53,6 @@ class Pool:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._deployment: UUID | None = None
         self._sources: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -100,22 +99,23 @@ class Pool:
                 text = f"{step.label} was lost {lost} times in the pool {self.name}; last: {state.message}"
                 raise StageFailed(step.stage, "crash", text, _page(run))
 
-    def _find(self, client: SyncPrefectClient) -> UUID:
-        if self._deployment is None:
-            try:
-                self._deployment = client.read_deployment_by_name(f"{STAGE_FLOW}/{self.name}").id
-            except ObjectNotFound as error:
-                raise StageError(
-                    f"stages go to a pool that `fairway deploy` knows; the server has no deployment "
-                    f"{STAGE_FLOW}/{self.name}; run `fairway deploy --gpu-pool {self.name}` against it"
-                ) from error
-        return self._deployment
+    def _find(self, client: SyncPrefectClient) -> Any:
+        """The deployment as it is now: under a run of hours somebody may deploy another store."""
+        try:
+            return client.read_deployment_by_name(f"{STAGE_FLOW}/{self.name}")
+        except ObjectNotFound as error:
+            raise StageError(
+                f"stages go to a pool that `fairway deploy` knows; the server has no deployment "
+                f"{STAGE_FLOW}/{self.name}; run `fairway deploy --gpu-pool {self.name}` against it"
+            ) from error
 
     def _create(
         self, client: SyncPrefectClient, assignment: dict[str, Any], attempt: int, session: Session
     ) -> tuple[FlowRun, bool]:
         """The run of the first attempt that has not ended; whether we made it."""
         deployment = self._find(client)
+        # What a run does not send is the deployment's: another store's credentials, when this run has none.
+        own = {"credentials": ""} if deployment.parameters.get("credentials") else {}
         forced = f"-{session.run.id}" if assignment["forced"] else ""
         place = hashlib.sha256(session.store.url.encode()).hexdigest()[:8]
         label = assignment["stage"] + (f"[{assignment['part']}]" if assignment["part"] else "")
@@ -123,8 +123,8 @@ class Pool:
         while True:
             run = _create_below_task(
                 client,
-                deployment,
-                parameters={**assignment, "attempt": attempt},
+                deployment.id,
+                parameters={**own, **assignment, "attempt": attempt},
                 name=f"{label} {run_title(session.recipe, session.scale, session.seed, overrides=overrides)}",
                 tags=[assignment["stage"], session.recipe, session.scale, f"seed-{session.seed}"],
                 idempotency_key=f"{assignment['key']}-{place}{forced}-{attempt}",

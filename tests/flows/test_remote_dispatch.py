@@ -33,17 +33,19 @@ class Server:
     api_url = "http://nowhere/api"
 
     def __init__(self, *lives: list[State[Any]]) -> None:
+        self.defaults: dict[str, str] = {}  # of the deployment's parameters
         self.lives = list(lives)
         self.runs: dict[str, FlowRun] = {}  # by idempotency key
         self.asked: list[State[Any]] = []  # states that were set from outside
 
     def read_deployment_by_name(self, name: str) -> Any:
-        return SimpleNamespace(id=uuid4())
+        return SimpleNamespace(id=uuid4(), parameters=self.defaults)
 
     def create_flow_run_from_deployment(self, deployment: Any, **asked: Any) -> FlowRun:
         key = asked["idempotency_key"]
         if key not in self.runs:
-            made = FlowRun(id=uuid4(), flow_id=uuid4(), name=asked["name"], parameters=asked["parameters"])
+            parameters = {**self.defaults, **asked["parameters"]}  # as Prefect merges them
+            made = FlowRun(id=uuid4(), flow_id=uuid4(), name=asked["name"], parameters=parameters)
             object.__setattr__(made, "state", Scheduled())
             self.runs[key] = made
             self._life = {made.id: list(self.lives.pop(0)), **getattr(self, "_life", {})}
@@ -94,6 +96,15 @@ def dispatch(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     send.notes = notes
     return send
+
+
+@pytest.mark.parametrize("deployed", [{}, {"credentials": ""}, {"credentials": "fairway-s3/lab"}])
+def test_a_run_without_credentials_does_not_get_those_of_a_store_that_was_deployed_since(dispatch, deployed):
+    server = Server([Running(), Completed()])
+    server.defaults = deployed
+    assert dispatch(server, RECORD)[0] is RECORD
+    (sent,) = server.runs.values()
+    assert not sent.parameters.get("credentials")
 
 
 def lost() -> list[State[Any]]:
