@@ -200,7 +200,9 @@ def _claim(backend: Backend, key: str, waiting: Waiting, time_limit_s: float) ->
         limit_s = float(_beat(claim).get("time_limit_s", time_limit_s))
         silent = time.monotonic() - seen_s > limit_s
         free = epoch == 0 or silent or _beat(beat).get("released")
-        if free and backend.create(_path(key, epoch + 1, "json"), raw_claim):
+        ours = _path(key, epoch + 1, "json")
+        # The answer to a request that is made again may have been lost: then what is there is our own.
+        if free and (backend.create(ours, raw_claim) or _read_or_nothing(backend, ours) == raw_claim):
             for older in _epochs(backend, key):
                 if older <= epoch:
                     backend.delete(_path(key, older, "json"))

@@ -37,7 +37,7 @@ def backend(tmp_path):
 def test_a_killed_holders_lease_is_free_at_once(local_place):
     script = (
         "import sys, time\nfrom artifacts.store import Store\n"
-        f"with Store.open(sys.argv[1]).lease('{KEY}'):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        f"with Store.open(sys.argv[1]).lease('{KEY}'):\n    print('held', flush=True)\n    time.sleep(600)\n"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", script, local_place.url], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -51,10 +51,8 @@ def test_a_killed_holders_lease_is_free_at_once(local_place):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    started = time.monotonic()
-    with store.lease(KEY, timeout_s=5):
-        waited_s = time.monotonic() - started
-    assert waited_s < 0.25  # 0.03 s on an idle machine
+    with store.lease(KEY, timeout_s=0.0):  # nothing is waited for
+        pass
 
 
 def test_many_workers_never_hold_one_lease_together(local_place):
@@ -94,7 +92,7 @@ def test_waiting_stops_when_it_is_cancelled(local_place, backend, across_hosts):
         started = time.monotonic()
         with pytest.raises(LeaseCancelled), take(cancel):
             pass
-        assert 0.05 < time.monotonic() - started < 1
+        assert time.monotonic() - started > 0.05
     timer.join()
 
 
@@ -103,10 +101,10 @@ def test_a_silent_claim_is_taken_over_and_its_holder_knows(backend, monkeypatch)
         # The holder's machine hangs: no beat any more.
         monkeypatch.setattr(lease_module._Beats, "write", lambda self, released: None)
         started = time.monotonic()
-        with claimed(backend, timeout_s=5) as second:
+        with claimed(backend, timeout_s=60) as second:
             waited_s = time.monotonic() - started
             assert waited_s >= 0.3
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 60
             while not first.lost and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert first.lost
@@ -114,20 +112,18 @@ def test_a_silent_claim_is_taken_over_and_its_holder_knows(backend, monkeypatch)
 
 
 def test_a_beating_claim_is_not_taken_over_however_wrong_the_clocks_are(backend, monkeypatch):
-    with claimed(backend, time_limit_s=0.6):
+    with claimed(backend, time_limit_s=2.0):  # a busy machine's beats come late, too
         for skew_s in (-1e7, 1e7):
             monkeypatch.setattr(time, "time", lambda skew_s=skew_s: 1.8e9 + skew_s)
             for entry in list(backend.walk("leases")):
                 os.utime(backend.path(entry.path), (1e9 + skew_s, 1e9 + skew_s))
-            with pytest.raises(LeaseTimeout), claimed(backend, time_limit_s=0.01, timeout_s=0.9):
+            with pytest.raises(LeaseTimeout), claimed(backend, time_limit_s=0.01, timeout_s=2.5):
                 pass
 
 
 def test_a_released_claim_is_taken_at_once_and_old_ones_are_cleared_away(backend):
     for epoch in (1, 2, 3):
-        started = time.monotonic()
-        with claimed(backend, time_limit_s=30, timeout_s=1):
-            assert time.monotonic() - started < 0.5
+        with claimed(backend, time_limit_s=30, timeout_s=0.0):  # nothing is waited for
             assert KEY in holders(backend)
         assert {entry.path for entry in backend.walk("leases")} == {
             f"leases/{KEY}/{epoch:08d}.json",
@@ -140,11 +136,10 @@ def test_a_holder_whose_store_is_gone_for_too_long_has_lost_its_lease(backend, m
     def fail(self, released):
         raise StoreUnavailable("gone")
 
-    with claimed(backend, time_limit_s=0.15) as held:
+    with claimed(backend, time_limit_s=1.5) as held:
         monkeypatch.setattr(lease_module._Beats, "write", fail)
-        time.sleep(0.05)
         assert not held.lost
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while not held.lost and time.monotonic() < deadline:
             time.sleep(0.01)
         assert held.lost
@@ -230,3 +225,18 @@ def test_gc_leaves_held_leases_and_removes_forgotten_ones(local_place):
     (Path(local_place.url) / f"leases/{other}.lock").write_text("left by a kill")
     with store.lease(KEY):
         assert [entry.path for entry in store.gc(grace_s=-1, delete=True).removed] == [f"leases/{other}.lock"]
+
+
+class Forgetful(LocalBackend):
+    """Makes what it is told to make, and the answer is lost: the next try finds its own file."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        super().create(path, data)
+        return super().create(path, data)
+
+
+def test_a_claim_whose_answer_was_lost_is_known_as_our_own(tmp_path):
+    """Otherwise we would wait for ourselves until our silence has lasted long enough."""
+    with claimed(Forgetful(tmp_path / "store"), time_limit_s=60.0, timeout_s=0.0) as held:
+        assert not held.lost
+    assert holders(LocalBackend(tmp_path / "store")) == {}
