@@ -200,8 +200,10 @@ class FsspecBackend:
         """Remove the file; False if there is none."""
         if self.entry(path) is None:
             return False
-        with self._writing("delete", path):
+        try:
             self._patiently("delete", path, lambda: self._fs.rm_file(self._at(path)))
+        except FileNotFoundError:  # somebody else was faster, or an answer was lost
+            return False
         return True
 
     def entry(self, path: str) -> Entry | None:

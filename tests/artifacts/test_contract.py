@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.backend import open_backend
 from artifacts.digest import digest_json
 from artifacts.errors import AmbiguousKey, BadName, DamagedArtifact, LeaseTimeout, NotFound
 from artifacts.objects import object_path
@@ -349,10 +350,10 @@ def test_a_lease_keeps_others_out_until_it_is_released(place):
     with place.open().lease(key, time_limit_s=30):
         with pytest.raises(LeaseTimeout, match="process"), place.open().lease(key, timeout_s=0.2, on_wait=told.append):
             pass
-        with place.open().lease(key_of("b"), timeout_s=5):
+        with place.open().lease(key_of("b"), timeout_s=60):
             pass
     assert len(told) == 1
-    with place.open().lease(key, timeout_s=5) as lease:
+    with place.open().lease(key, timeout_s=60) as lease:
         assert lease.key == key
         assert not lease.lost
 
@@ -462,6 +463,22 @@ def test_gc_removes_the_checkpoints_of_what_is_finished(place, publish, tmp_path
     store.remove_run("1")
     store.gc(grace_s=-1, delete=True, keep_last=1)
     assert place.paths("attempts") == []
+
+
+def test_a_file_that_somebody_else_removes_first_is_gone_and_no_error(place, monkeypatch):
+    """As when two workers clear one finished attempt away."""
+    backend, other = (open_backend(place.url) for _ in range(2))
+    backend.write("attempts/a", b"1")
+    look = backend.entry
+
+    def look_and_be_late(path: str):
+        found = look(path)
+        other.delete(path)
+        return found
+
+    monkeypatch.setattr(backend, "entry", look_and_be_late)
+    backend.delete("attempts/a")  # true or false: not every place says whether there was anything
+    assert other.entry("attempts/a") is None
 
 
 def test_pins_are_listed_and_taken_away(place, publish):
