@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     add_doctor(_common(commands.add_parser("doctor", help="check this installation, or the workers of a pool")))
     add_server(commands, _common)
     report = _common(commands.add_parser("report", help="write a run's report again and print its path"))
-    report.add_argument("run", nargs="?", default="", help="run id; default: the latest completed run")
+    report.add_argument("run", nargs="?", default="", help="run id or a part of it; default: the latest completed run")
     report.add_argument("--out", default="", help="folder to write into")
     return top
 
@@ -136,7 +136,7 @@ def _common(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     audit = _common(commands.add_parser("audit", help="which rules a score breaks, with evidence"))
-    audit.add_argument("run", nargs="?", default="", help="run id; default: the latest completed run")
+    audit.add_argument("run", nargs="?", default="", help="run id or a part of it; default: the latest completed run")
     audit.add_argument("--deep", action="store_true", help="ask more than a quick audit does")
     audit.add_argument(
         "--fixtures", action="store_true",
@@ -189,7 +189,7 @@ def _add_runs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     listed.add_argument("--state", choices=STATES, help="only runs in this state")
     listed.add_argument("--recipe", default="", help="only runs of this recipe")
     listed.add_argument("--last", type=int, default=0, metavar="N", help="only the newest N")
-    for action, text in (("show", "one run in full"), ("rm", "forget runs; artifacts stay until gc")):
+    for action, text in (("show", "one run in full"), ("rm", "forget runs; artifacts stay under their names")):
         command = _common(actions.add_parser(action, help=text))
         command.add_argument(
             "run", nargs="+" if action == "rm" else None, help="run id, or a part of it that no other has"

@@ -14,7 +14,7 @@ from configs.complaints import nearest
 from configs.load import load_recipe, names
 from configs.recipe import Recipe
 from flows.leaves import leaves
-from flows.rundoc import label_of
+from flows.rundoc import find_run, label_of
 from flows.seeds import find_set, pair, scored_protocols
 from flows.sets import SeedSet, configuration_of
 from flows.statistics import estimate, welch
@@ -56,7 +56,11 @@ def find_subject(store: Store, text: str, scale: str = "full") -> Subject | Reco
         return Subject("recipe", f"{loaded.recipe.name} at {loaded.scale}", resolved)
     try:
         return store.resolve(text)
-    except (NotFound, BadName) as error:
+    except (NotFound, BadName):
+        pass
+    try:
+        return _run(find_run(store, text))
+    except StoreError as error:
         known = [*names("recipe"), *(each["id"] for each in store.list_sets())]
         raise StageError(
             f"`compare` takes runs, sets of seeds, recipes or artifacts; {store.url} has none called {text!r}"

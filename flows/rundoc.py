@@ -13,8 +13,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from artifacts.errors import NotFound, StoreError
+from artifacts.errors import BadName, NotFound, StoreError
+from stages.contract import StageError
 
+LEAST_DIGITS = 4  # of a part of a run's id
 STATES = ("running", "completed", "failed", "crashed", "cancelled")
 
 
@@ -77,6 +79,34 @@ def mark_crashed(store: RunStore, run_id: str) -> None:
     if document["state"] == "running":
         steps = [{**s, "state": "failed"} if s.get("state") == "running" else s for s in document["steps"]]
         store.write_run({**document, "state": "crashed", "steps": steps})
+
+
+class RunsStore(Protocol):
+    """The part of the store that finding a run needs."""
+
+    def read_run(self, run_id: str) -> dict[str, Any]:
+        """The document of a run, or NotFound."""
+        ...
+
+    def list_runs(self) -> list[dict[str, Any]]:
+        """Every run's document."""
+        ...
+
+
+def find_run(store: RunsStore, text: str) -> dict[str, Any]:
+    """The run whose id this is, or the only one whose id has it in it. NotFound, BadName or StageError."""
+    try:
+        return store.read_run(text)
+    except (NotFound, BadName):
+        found = [run for run in store.list_runs() if text in run["id"]] if len(text) >= LEAST_DIGITS else []
+        if len(found) > 1:
+            raise StageError(
+                f"a part of a run's id says which one it is; {text!r} is in {len(found)} of them: "
+                f"{', '.join(run['id'] for run in found[-3:])}; give more of it"
+            ) from None
+        if not found:
+            raise
+        return found[0]
 
 
 class RunDocument:

@@ -150,6 +150,12 @@ def _gc(store: Store, arguments: argparse.Namespace) -> int:
         return 0
     if gone.stages:
         print_table(["stage", "artifacts"], sorted(gone.stages.items()), right="artifacts")
+    if not gone.removed:
+        sys.stdout.write(
+            f"nothing to remove: everything has a name, belongs to a run, is pinned or in use, or is younger than "
+            f"{arguments.grace_days:g} days (--grace-days); --keep-last N drops older names\n"
+        )
+        return 0
     verb = "would go; say --yes to remove them" if gone.dry_run else "are gone"
     sys.stdout.write(f"{len(gone.removed)} files, {bytes_text(gone.bytes)}, {verb}\n")
     return 0

@@ -11,6 +11,7 @@ from artifacts.record import Record
 from artifacts.store import Store
 from flows import show, verdicts
 from flows.prepare import Request, prepare
+from flows.rundoc import find_run
 from flows.server import quiet
 from flows.tables import print_json, print_table
 from stages.contract import StageError
@@ -23,7 +24,7 @@ def audit(arguments: argparse.Namespace) -> int:
 
         return audit_fixtures(arguments)
     store = Store.open(arguments.store)
-    document = store.read_run(arguments.run) if arguments.run else latest(store)
+    document = find_run(store, arguments.run) if arguments.run else latest(store)
     result = run_again(arguments, document)
     record = audited(store, result)
     table = json.loads(b"".join(store.read_object(file.sha256) for file in record.role("verdict")))

@@ -15,7 +15,7 @@ from flows.identity import Identity
 from flows.prepare import local_folder, look_outside, scratch_folder, sweep
 from flows.rebuild import Rebuilt
 from flows.rebuild import rebuild as rebuild_steps
-from flows.rundoc import RunDocument
+from flows.rundoc import RunDocument, find_run
 from flows.session import Session
 from flows.snapshot import Packed
 from flows.tables import print_json, print_table
@@ -35,7 +35,7 @@ class _Nowhere:
 
 def rebuild(store: Store, arguments: argparse.Namespace) -> int:
     """Rebuild stages of a run and say which came out byte for byte."""
-    document = store.read_run(arguments.run) if arguments.run else _latest(store)
+    document = find_run(store, arguments.run) if arguments.run else _latest(store)
     loaded = load_recipe(document["asked"], document["scale"], document["overrides"])
     local = local_folder(store)
     identity = Identity(ROOT, local / "cache" / "closures.json")

@@ -9,15 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import NotFound
 from artifacts.store import Store
 from flows.headline import best_score, says
 from flows.prepare import local_folder, sweep
-from flows.rundoc import gpu_hours, hours_text, label_of, lost_gpu_hours
+from flows.rundoc import find_run, gpu_hours, hours_text, label_of, lost_gpu_hours
 from flows.tables import print_json, print_table, seconds_text
 from stages.contract import StageError
-
-LEAST_DIGITS = 4  # of a part of a run's id
 
 
 def runs(arguments: argparse.Namespace) -> int:
@@ -35,22 +32,6 @@ def runs(arguments: argparse.Namespace) -> int:
     return _list(store, arguments)
 
 
-def find_run(store: Store, text: str) -> dict[str, Any]:
-    """The run whose id this is, or the only one whose id has it in it. NotFound or StageError."""
-    try:
-        return store.read_run(text)
-    except NotFound:
-        found = [run for run in store.list_runs() if text in run["id"]] if len(text) >= LEAST_DIGITS else []
-        if len(found) > 1:
-            raise StageError(
-                f"a part of a run's id says which one it is; {text!r} is in {len(found)} of them: "
-                f"{', '.join(run['id'] for run in found[-3:])}; give more of it"
-            ) from None
-        if not found:
-            raise
-        return found[0]
-
-
 def _remove(store: Store, documents: Sequence[dict[str, Any]], as_json: bool) -> int:
     for document in documents:
         if document["state"] == "running":
@@ -61,7 +42,7 @@ def _remove(store: Store, documents: Sequence[dict[str, Any]], as_json: bool) ->
     if as_json:
         print_json({"removed": removed})
     else:
-        sys.stdout.write("".join(f"{run_id}: removed; its artifacts stay until `artifacts gc`\n" for run_id in removed))
+        sys.stdout.write("".join(f"{run_id}: removed; its artifacts stay under their names\n" for run_id in removed))
     return 0
 
 

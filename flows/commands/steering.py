@@ -12,10 +12,9 @@ from typing import Any
 
 from artifacts.errors import DamagedArtifact, NotFound
 from artifacts.store import Store
-from flows.commands.runs import find_run
 from flows.commands.serve import use_server
 from flows.prepare import Request, local_folder
-from flows.rundoc import label_of
+from flows.rundoc import find_run, label_of
 from flows.tables import print_json
 from stages.contract import StageError
 
@@ -42,6 +41,9 @@ def logs(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"run": arguments.run, "logs": found})
         return 0
+    if not found:
+        told = f"no stage of {document['id']} printed anything; its steps are in `fairway runs show {document['id']}`"
+        sys.stderr.write(f"fairway: {told}\n")
     for label, text in found.items():
         sys.stdout.write(f"== {label}\n{text}" if text.endswith("\n") else f"== {label}\n{text}\n")
     return 0

@@ -17,6 +17,7 @@ from artifacts.errors import NotFound
 from artifacts.record import Record
 from artifacts.store import Store
 from configs.recipe import Recipe
+from flows.rundoc import find_run
 from flows.seeds import find_set
 from flows.sets import Document, SeedSet, configuration_of, headline, undeclared
 from stages.contract import StageError
@@ -150,7 +151,7 @@ def _runs(
 
 def _run(store: Store, name: str) -> Document:
     try:
-        run = store.read_run(name)
+        run = find_run(store, name)
     except NotFound as error:
         raise StageError(f"submit takes a set of seeds or runs; {store.url} has neither called {name!r}") from error
     if run["state"] != "completed":

@@ -264,8 +264,19 @@ def test_runs_are_listed_shown_and_removed(finished: Shell):
     shown = finished.json("runs", "show", run["id"])
     assert {step["state"] for step in shown["steps"]} == {"ran"}
     assert "toy/full/1337/train@1" in finished("runs", "show", run["id"]).stdout
-    finished("runs", "rm", run["id"])
+    made = finished.json("artifacts", "ls")["artifacts"]
+    assert "under their names" in finished("runs", "rm", run["id"][4:]).stdout
     assert finished.json("runs", "ls")["runs"] == []
+    assert "nothing to remove" in finished("artifacts", "gc", "--yes").stdout
+    assert finished.json("artifacts", "ls")["artifacts"] == made
+
+
+def test_a_run_without_logs_says_so(finished: Shell):
+    (run,) = finished.json("runs", "ls")["runs"]
+    for log in (finished.folder / ".fairway" / "logs" / run["id"]).iterdir():
+        log.write_text("", encoding="utf-8")
+    told = finished("runs", "logs", run["id"][4:])
+    assert (told.stdout, run["id"] in told.stderr) == ("", True)
 
 
 def test_artifacts_travel_as_a_file_and_between_stores(finished: Shell):

@@ -109,6 +109,11 @@ def test_a_run_and_itself_do_not_differ(asked: Request):
     assert [size["difference"] for size in found["bytes"]] == [0, 0, 0]
 
 
+def test_a_run_is_named_by_a_part_of_its_id(asked: Request):
+    a = run(asked, 1)
+    assert between(asked, a[4:-1], a)["a"] == between(asked, a, a)["a"]
+
+
 def test_recipes_can_be_compared_before_they_run_and_artifacts_of_one_stage(asked: Request):
     found = between(asked, "pr398", "pr417")
     assert {"path": "average.kind", "a": "ema", "b": "swa"} in found["fields"]
