@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,21 +221,20 @@ def erase(folder: Path) -> None:
 
 
 def _stop(pid: int, started: str) -> None:
-    """SIGTERM to the leader, then SIGKILL to its group."""
-    for number, limit_s in ((signal.SIGTERM, STOP_LIMIT_S), (signal.SIGKILL, 5.0)):
-        try:
-            if number == signal.SIGTERM:
-                os.kill(pid, number)
-            else:
-                os.killpg(pid, number)
-        except ProcessLookupError:
-            return
-        deadline_s = time.monotonic() + limit_s
-        while time.monotonic() < deadline_s:
-            if start_time(pid) != started:
-                return
-            _reap(pid)
-            time.sleep(0.1)
+    """SIGTERM to the leader, then SIGKILL to what is left of its group, which outlives it."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+        _wait_for_end(pid, started, STOP_LIMIT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+        _wait_for_end(pid, started, 5.0)
+
+
+def _wait_for_end(pid: int, started: str, limit_s: float) -> None:
+    deadline_s = time.monotonic() + limit_s
+    while start_time(pid) == started and time.monotonic() < deadline_s:
+        _reap(pid)
+        time.sleep(0.1)
 
 
 def _reap(pid: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,6 +30,34 @@ def test_a_process_is_found_again_and_ended(tmp_path: Path):
     assert down(tmp_path) == []
 
 
+LEAVES = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+left = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
+left.stdout.readline()
+print(left.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_process_leaves_in_its_group_is_ended_with_it(tmp_path: Path):
+    running = Running("")
+    start(running, "worker-cpu", [sys.executable, "-c", LEAVES], {}, tmp_path)
+    running.write(tmp_path)
+    deadline_s = time.monotonic() + 120
+    while not (said := (tmp_path / "worker-cpu.log").read_text()).endswith("\n") and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    assert start_time(int(said))
+    assert down(tmp_path) == ["worker-cpu"]
+    while start_time(int(said)) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    left = start_time(int(said))
+    if left:
+        os.kill(int(said), signal.SIGKILL)
+    assert not left
+
+
 def test_an_id_that_belongs_to_somebody_else_now_is_not_signalled(tmp_path: Path):
     with subprocess.Popen(SLEEP, stdout=subprocess.DEVNULL) as other:
         Running("", {"server": (other.pid, "1")}).write(tmp_path)
@@ -41,7 +70,7 @@ def test_a_zombie_does_not_live(tmp_path: Path):
     child = os.fork() if sys.platform == "linux" else 0
     if child == 0:
         os._exit(0)
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while start_time(child) and time.monotonic() < deadline_s:
         time.sleep(0.01)
     assert start_time(child) == ""
