@@ -56,10 +56,11 @@ class PatientSqlite(AioSqliteConfiguration):
     async def begin_transaction(
         self, session: AsyncSession, with_for_update: bool = False
     ) -> AsyncIterator[AsyncSessionTransaction]:
-        """Begin as a writer, always."""
+        """Begin as a writer; inside of another transaction of the same task as Prefect does, or it waits for itself."""
+        writes = with_for_update or self._writing is not asyncio.current_task()
         mine = await self._take_turn()
         try:
-            async with super().begin_transaction(session, with_for_update=True) as transaction:
+            async with super().begin_transaction(session, with_for_update=writes) as transaction:
                 await session.connection()  # begins it
                 # A server's function may look something up in a session of its own meanwhile. That one must not ask
                 # for the right to write: it would wait for the transaction that waits for it.

@@ -60,6 +60,25 @@ def test_a_transaction_does_not_wait_for_who_looks_something_up_in_it(tmp_path: 
     assert asyncio.run(asyncio.wait_for(look_up_inside(database), 20)) == 0
 
 
+async def read_in_a_transaction_inside(database: AioSqliteConfiguration) -> int:
+    """The same, but the session that reads begins a transaction for it, as some of Prefect's functions do."""
+    engine = await database.engine()
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE counter (n INTEGER)"))
+        await connection.execute(sa.text("INSERT INTO counter VALUES (0)"))
+    async with await database.session(engine) as session, database.begin_transaction(session):
+        await session.execute(sa.text("UPDATE counter SET n = 1"))
+        async with await database.session(engine) as other, database.begin_transaction(other):
+            found = (await other.execute(sa.text("SELECT n FROM counter"))).scalar_one()
+    await engine.dispose()
+    return found
+
+
+def test_a_transaction_inside_of_another_one_may_read(tmp_path: Path):
+    database = PatientSqlite(f"sqlite+aiosqlite:///{tmp_path / 'counter.db'}")
+    assert asyncio.run(asyncio.wait_for(read_in_a_transaction_inside(database), 20)) == 0
+
+
 async def order_of(database: AioSqliteConfiguration, writers: int) -> list[int]:
     """Who began to write as which, of those who asked one after the other."""
     engine = await database.engine()
