@@ -30,6 +30,7 @@ from artifacts.errors import (
 )
 from flows.commands.serve_arguments import (
     DEFAULT_FOLDER,
+    DEFAULT_STORE,
     OPENS_NO_STORE,
     SERVER_COMMANDS,
     add_doctor,
@@ -126,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _common(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    command.add_argument("--store", default=".fairway", help="path or URL of the store (default: .fairway)")
+    command.add_argument("--store", default=DEFAULT_STORE, help="path or URL of the store (default: .fairway)")
     command.add_argument(
         "--credentials", metavar="NAME", help="Prefect block with the store's (default: $FAIRWAY_STORE_CREDENTIALS)"
     )

@@ -37,7 +37,7 @@ from flows.naming import run_title
 from flows.prepare import Prepared, Request, prepare
 from flows.present import announce, show_run
 from flows.river import Step
-from flows.server import OwnServer
+from flows.server import OwnServer, ServerFailed
 from flows.session import Event, Outcome, Session
 from flows.step import hit_or_run
 from flows.summary import summarise
@@ -182,7 +182,13 @@ def run(prepared: Prepared) -> dict[str, Any]:
     configured = get_current_settings().api.url
     updates: dict[Any, Any] = {}
     if not configured:
-        updates[PREFECT_API_URL] = _own_server().url
+        server = _own_server()
+        try:
+            server.wait_until_ready(slow=lambda: session.tell(Event("note", "prefect", _STARTS)))
+        except ServerFailed:
+            _own_server.cache_clear()  # a notebook may try again
+            raise
+        updates[PREFECT_API_URL] = server.url
     if not configured or not anything_to_run(loaded.recipe, prepared.outside, session):
         # A heartbeat lets a lasting server find dead runs; its thread costs up to a second at the end of each flow.
         # The setting refuses None in the environment, though None is what turns it off.
@@ -201,11 +207,13 @@ def run(prepared: Prepared) -> dict[str, Any]:
     return state.result(_sync=True)  # in a notebook an event loop runs, in which Prefect would hand out a coroutine
 
 
+_STARTS = "its server for this run starts; the first time on a machine takes longest"
+
+
 @cache
 def _own_server() -> OwnServer:
     server = OwnServer(get_current_settings().to_environment_variables(exclude_unset=True))
     server.start()
-    server.wait_until_ready()
     return server
 
 

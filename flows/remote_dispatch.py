@@ -226,14 +226,18 @@ def _create_below_task(client: SyncPrefectClient, deployment: UUID, **run: Any) 
     """A run below the task that is running here, so that the page shows it there.
 
     Prefect's server records tasks from their events, so it may hear of this one after us, and refuses it as a parent
-    until then. A run without a parent is better than none: that is what it becomes in the end.
+    until then, with a hundred lines in its log: so it is asked first. A run without a parent is better than none: that
+    is what it becomes in the end.
     """
     context = TaskRunContext.get()
     parent = None if context is None else context.task_run.id
     deadline_s = time.monotonic() + RECORD_LIMIT_S
     while parent is not None and time.monotonic() < deadline_s:
         try:
+            client.read_task_run(parent)
             return client.create_flow_run_from_deployment(deployment, parent_task_run_id=parent, **run)
+        except ObjectNotFound:
+            time.sleep(RECORD_POLL_S)
         except PrefectHTTPStatusError as error:
             if error.response.status_code != httpx.codes.CONFLICT:
                 raise

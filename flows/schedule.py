@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Repeated:
     overrides: Sequence[str] = ()
     pool: str = ""
     fresh: bool = False  # a true repeat each time; otherwise it only watches
+    store: str = ""  # empty: the deployment's, and so are its credentials
+    credentials: str = ""
     name: str = ""
     active: bool = True
 
@@ -56,6 +58,8 @@ class Repeated:
             "fresh": self.fresh,
             "watch": not self.fresh,
             **({"pool": self.pool} if self.pool else {}),
+            **({"store": self.store, "credentials": ""} if self.store else {}),
+            **({"credentials": self.credentials} if self.credentials else {}),
         }
 
 
@@ -67,11 +71,12 @@ def add(wanted: Repeated) -> str:
     except ValidationError as error:
         raise StageError(
             f'a schedule is five cron fields and a time zone; got "{wanted.cron}" in {wanted.timezone}: '
-            f'{error.errors()[0]["msg"]}; write for instance --cron "0 2 * * *"'
+            f'{error.errors()[0]["msg"].removeprefix("Value error, ")}; write for instance --cron "0 2 * * *"'
         ) from error
     made = DeploymentScheduleCreate(schedule=when, active=wanted.active, parameters=parameters, slug=wanted.slug)
     with get_client(sync_client=True) as client:
         deployment = _deployment(client)
+        _check_pool(wanted.pool, deployment.parameter_openapi_schema)
         for each in client.read_deployment_schedules(deployment.id):
             if each.slug == wanted.slug:
                 client.delete_deployment_schedule(deployment.id, each.id)
@@ -96,7 +101,7 @@ def remove(slug: str) -> None:
         found = [each for each in schedules if each.slug == slug]
         if not found:
             known = ", ".join(str(each.slug) for each in schedules) or "none"
-            raise StageError(f"a schedule is named by its slug; got {slug!r}; there is {known}")
+            raise StageError(f"there is no schedule {slug!r}; there is {known}; see `fairway schedule ls`")
         client.delete_deployment_schedule(deployment.id, found[0].id)
 
 
@@ -109,11 +114,22 @@ def _deployment(client: SyncPrefectClient) -> Any:
         ) from error
 
 
+def _check_pool(pool: str, form: Mapping[str, Any] | None) -> None:
+    """A schedule's runs would wait for ever, each time, for a pool that nobody deployed."""
+    known = ((form or {}).get("properties", {}).get("pool") or {}).get("enum")
+    if known is not None and pool not in ("", *known):
+        raise StageError(
+            f"accelerated stages go to a pool that is deployed; got {pool!r}; there is "
+            f"{', '.join(filter(None, known)) or 'none'}; leave --pool out, or run `fairway deploy --gpu-pool {pool}`"
+        )
+
+
 def _line(schedule: DeploymentSchedule) -> dict[str, Any]:
     asked = schedule.parameters
     return {
         "schedule": schedule.slug or str(schedule.id),
         "cron": getattr(schedule.schedule, "cron", str(schedule.schedule)),
+        "timezone": getattr(schedule.schedule, "timezone", None) or "UTC",
         "active": schedule.active,
         "recipe": asked.get("recipe") or "own recipe",
         "scale": asked.get("scale"),

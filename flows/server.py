@@ -16,11 +16,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from stages.contract import PARENT
 
 START_LIMIT_S = 120.0  # the first start on a machine creates the database: 15-18 s on a busy one, more on a slow disk
+SLOW_S = 2.0  # after which whoever waits is told for what
 STOP_LIMIT_S = 5.0
 
 QUIET = {
@@ -98,10 +99,14 @@ class OwnServer:
             self._process.wait()
         self._process = None
 
-    def wait_until_ready(self, limit_s: float = START_LIMIT_S) -> None:
-        """Return when the server answers; ServerFailed with its own words when it does not."""
-        deadline = time.monotonic() + limit_s
+    def wait_until_ready(self, limit_s: float = START_LIMIT_S, slow: Callable[[], None] | None = None) -> None:
+        """Return when the server answers; ServerFailed with its own words when it does not. `slow` is told once."""
+        began = time.monotonic()
+        deadline = began + limit_s
         while time.monotonic() < deadline:
+            if slow is not None and time.monotonic() - began > SLOW_S:
+                slow, tell = None, slow
+                tell()
             if self._process is None or self._process.poll() is not None:
                 raise ServerFailed(
                     f"Prefect's own server ended while it started; {self._words()}; see `fairway doctor`"

@@ -68,7 +68,10 @@ def up_command(arguments: argparse.Namespace) -> int:
     home = Path.cwd()
     if not Running.read(folder).alive("server"):
         sys.stderr.write("fairway: starting the server; the first time in a folder takes longest\n")
-    running = up(folder, arguments.host, arguments.port, {}, home)
+    try:
+        running = up(folder, arguments.host, arguments.port, {}, home)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped waiting; the server goes on starting; `fairway down` ends it") from None
     os.environ["PREFECT_API_URL"] = running.api
     deployed = _deploy(arguments, arguments.cpu_limit)
     # Runs are limited by their pool, over all workers; a GPU machine takes one stage at a time.
@@ -92,14 +95,22 @@ def up_command(arguments: argparse.Namespace) -> int:
 def down_command(arguments: argparse.Namespace) -> int:
     """Stop what `up` started."""
     folder = Path(arguments.folder)
+    if Running.read(folder).alive("server"):
+        sys.stderr.write("fairway: stopping; running stages write a checkpoint first, which may take half a minute\n")
     stopped = down(folder)
     if arguments.erase:
         erase(folder)
     if arguments.json:
         print_json({"stopped": stopped})
     else:
-        sys.stdout.write(f"stopped {', '.join(stopped)}\n" if stopped else "nothing was running\n")
+        later = "" if arguments.erase else "; runs that were under way go on with the next `fairway up`"
+        sys.stdout.write(f"stopped {', '.join(stopped)}{later}\n" if stopped else _nothing(folder))
     return 0
+
+
+def _nothing(folder: Path) -> str:
+    """`down` typed in another folder than `up` finds nothing, while everything runs."""
+    return f"nothing was running that `fairway up` started from {folder.absolute()}\n"
 
 
 def deploy_command(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 SERVER_COMMANDS = ("up", "down", "deploy", "worker")
+DEFAULT_STORE = ".fairway"
 DEFAULT_FOLDER = ".fairway/up"
 OPENS_NO_STORE = (*SERVER_COMMANDS, "schedule", "recipes", "credentials")
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from flows import deployed_stage, deployments, remote_dispatch, remote_stage
 from flows.deploy import Plan
@@ -22,11 +22,17 @@ PARENT = UUID(int=7)
 
 
 class Server:
-    """Refuses a parent that it has not recorded yet, as often as it is told to."""
+    """Refuses a parent that it has not recorded yet, as often as it is told to; it says so `silent` times if asked."""
 
-    def __init__(self, refusals: int, status: int = 409) -> None:
-        self.refusals, self.status = refusals, status
+    def __init__(self, refusals: int, status: int = 409, silent: int = 0) -> None:
+        self.refusals, self.status, self.silent = refusals, status, silent
         self.parents: list[UUID | None] = []
+
+    def read_task_run(self, task: UUID) -> UUID:
+        self.silent -= 1
+        if self.silent >= 0:
+            raise ObjectNotFound(http_exc=Exception("not yet"))
+        return task
 
     def create_flow_run_from_deployment(
         self, deployment: UUID, parent_task_run_id: UUID | None = None, **run: Any
@@ -57,6 +63,12 @@ def test_a_stage_is_sent_again_until_the_server_knows_the_task_that_sends_it():
     server = Server(refusals=3)
     assert create(server) == "train"
     assert server.parents == [PARENT] * 4
+
+
+def test_a_server_that_does_not_know_the_task_yet_is_not_made_to_refuse_it():
+    server = Server(refusals=0, silent=3)
+    assert create(server) == "train"
+    assert server.parents == [PARENT]
 
 
 def test_a_task_that_the_server_never_hears_of_sends_its_stage_without_it(monkeypatch: pytest.MonkeyPatch):

@@ -47,6 +47,18 @@ def test_a_server_that_complains_a_lot_goes_on_answering(tmp_path: Path) -> None
         server.stop()
 
 
+def test_who_waits_for_a_server_is_told_once_for_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.server.SLOW_S", -1.0)
+    server, told = standing_in(NOISY, tmp_path), []
+    server.start()
+    try:
+        server.wait_until_ready(limit_s=60, slow=lambda: told.append("slow"))
+        server.wait_until_ready(limit_s=60)
+    finally:
+        server.stop()
+    assert told == ["slow"]
+
+
 def test_nobody_else_can_have_a_servers_port_from_the_moment_that_it_has_an_address(tmp_path: Path) -> None:
     """Another server that took it meanwhile would answer in its place, and end in the middle of our run."""
     server = standing_in(NOISY, tmp_path)
