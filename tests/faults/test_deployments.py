@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from lab import CANARY, Lab
-from toyriver import behave
+from toyriver import behaving
 
 from artifacts.backend import open_backend
 from artifacts.record import Record
@@ -171,8 +171,8 @@ def test_watched_seeds_run_when_something_changed_and_only_then(lab: Lab, recipe
     assert lab.ended(again)["name"] == "Unchanged"
     assert lab.run(again)["total_run_time"] < 5
     assert len(lab.stages(stage="train")) == len(trained)
-    behave(lab.submitter.tree, "quantize", 'print("edited once more at", os.environ["HOME"])')
-    changed = lab.ended(lab.start("seeds", **asked))
+    with behaving(lab.submitter.tree, "quantize", 'print("edited once more at", os.environ["HOME"])'):
+        changed = lab.ended(lab.start("seeds", **asked))
     assert (changed["type"], changed["name"]) == ("COMPLETED", "Completed")
     assert len(lab.stages(stage="train")) == len(trained)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lab import Lab, wait_for
 from smalldisk import fill, small_disk
-from toyriver import behave, make_tree
+from toyriver import behave, behaving, make_tree
 from toyrun import write_recipe
 from weather import Attempts, all_sound, changed, content, result, small_recipe, undisturbed
 
@@ -118,14 +118,12 @@ def test_a_run_that_finds_the_disk_full_leaves_nothing_half_and_its_end_is_known
 def test_a_worker_whose_scratch_is_full_is_named_and_the_next_run_goes_on(lab: Lab, disk: Path, tmp_path: Path):
     recipe = small_recipe(lab)
     attempts = Attempts(lab)
-    path = lab.submitter.tree / "stages" / "train" / "stage.py"
-    before = path.read_text(encoding="utf-8")
-    behave(lab.submitter.tree, "train", f"# {tmp_path}\n{WRITES}print('wrote')\nprint({str(tmp_path)!r})")
     own = lab.gpu.folder
     lab.gpu.folder = disk / "gpu"  # its working folder, where scratch is
     (disk / "gpu" / "work").mkdir(parents=True)
+    writes = f"# {tmp_path}\n{WRITES}print('wrote')\nprint({str(tmp_path)!r})"
     try:
-        with changed(lab.gpu, "gpu", 1, **elsewhere(tmp_path)):
+        with behaving(lab.submitter.tree, "train", writes), changed(lab.gpu, "gpu", 1, **elsewhere(tmp_path)):
             filler = fill(disk, but_bytes=2_000_000)
             state = lab.ended(lab.score(toml=recipe, scale="smoke"), 240)
             assert state["type"] == "FAILED"
@@ -146,7 +144,6 @@ def test_a_worker_whose_scratch_is_full_is_named_and_the_next_run_goes_on(lab: L
             lab.gpu.folder = own  # where it starts again
     finally:
         lab.gpu.folder = own
-        path.write_text(before, encoding="utf-8")
     all_sound(lab.store)
 
 

@@ -110,7 +110,7 @@ def test_a_run_in_a_pool_whose_server_is_absent_says_so_before_anything_is_writt
     api = f"http://127.0.0.1:{free_port()}/api"
     words = [sys.executable, "-m", "flows.cli", "run", "toy.toml", "--pool", "gpu", "--store", "store"]
     done = subprocess.run(
-        words, cwd=tmp_path, env={**os.environ, "PREFECT_API_URL": api}, capture_output=True, text=True, timeout=60
+        words, cwd=tmp_path, env={**os.environ, "PREFECT_API_URL": api}, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 3
     advice = "start it, or set PREFECT_API_URL to another"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from lab import Lab, command_line, wait_for
-from toyriver import behave
+from toyriver import behaving
 
 from artifacts.store import Store
 from flows.up import start_time
@@ -45,13 +45,10 @@ SEEDS = count(100)  # each test trains something that nobody has trained
 @pytest.fixture
 def training(lab: Lab) -> Iterator[None]:
     """The submitter's train takes its time: a tenth of a second a step."""
-    path = lab.submitter.tree / "stages" / "train" / "stage.py"
-    before = path.read_text(encoding="utf-8")
-    behave(lab.submitter.tree, "train", TRAINING)
-    text = path.read_text(encoding="utf-8").replace("act(runtime, out)", "act(runtime, out, config)")
-    path.write_text(text, encoding="utf-8")
-    yield
-    path.write_text(before, encoding="utf-8")
+    with behaving(lab.submitter.tree, "train", TRAINING) as path:
+        text = path.read_text(encoding="utf-8").replace("act(runtime, out)", "act(runtime, out, config)")
+        path.write_text(text, encoding="utf-8")
+        yield
     for machine, pool, limit in ((lab.submitter, "cpu", 0), (lab.gpu, "gpu", 1)):
         if machine.worker is None:
             machine.start_worker(pool, limit)
@@ -214,11 +211,8 @@ time.sleep(60)
 @pytest.fixture
 def unlucky(lab: Lab) -> Iterator[None]:
     """The submitter's train ends whoever runs it."""
-    path = lab.submitter.tree / "stages" / "train" / "stage.py"
-    before = path.read_text(encoding="utf-8")
-    behave(lab.submitter.tree, "train", UNLUCKY)
-    yield
-    path.write_text(before, encoding="utf-8")
+    with behaving(lab.submitter.tree, "train", UNLUCKY):
+        yield
 
 
 def test_a_stage_that_is_lost_four_times_fails_its_run_which_says_so(lab: Lab, recipe: str, unlucky: None):

@@ -53,7 +53,7 @@ def test_prefects_own_commands_deploy_a_run_that_a_worker_of_prefects_carries_ou
         assert state["type"] == "COMPLETED", state["message"] + (tmp_path / "worker.log").read_text(encoding="utf-8")
     finally:
         os.killpg(worker.pid, signal.SIGTERM)
-        worker.wait(60)
+        worker.wait(150)
         lab.http.delete(f"deployments/{deployment['id']}").raise_for_status()
     store = Store.open(str(tree / ".fairway"))  # beside the checkout, as for `fairway run`
     assert [name for name in store.names() if name.endswith("/72/audit@1")]

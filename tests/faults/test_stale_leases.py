@@ -99,7 +99,7 @@ def test_a_stage_in_the_pool_waits_for_the_living_and_takes_over_from_the_dead(l
         owner = threading.Thread(target=live)
         owner.start()
         try:
-            assert held.wait(30)
+            assert held.wait(150)
             run = lab.score(toml=recipe, scale="smoke")
             wait_for(lambda: attempts.states() == ["RUNNING"], "the training's run has begun")
             wait_for(lambda: "waits for process" in bar(lab, attempts.all()[0]["id"]), "it says whom it waits for")

@@ -104,7 +104,7 @@ def test_a_schedule_starts_its_own_run_at_its_time_which_names_the_repeat(lab: L
         due = datetime.fromisoformat(seeds["expected_start_time"].replace("Z", "+00:00"))
         assert (due.second, due.microsecond) == (0, 0)
         began = datetime.fromisoformat(seeds["start_time"].replace("Z", "+00:00"))
-        assert 0 <= (began - due).total_seconds() < NEAR_S
+        assert abs((began - due).total_seconds()) < NEAR_S  # what its clock is wrong by is known to about a second
         assert datetime.fromisoformat(train["parameters"]["components"]["repeat"]) == due
         assert lab.ended(seeds["id"])["type"] == "COMPLETED"
         assert attempts.states() == ["COMPLETED"]

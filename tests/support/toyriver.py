@@ -6,6 +6,8 @@ So the flow's own code meets the real river, identity and store, and a whole run
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,3 +92,15 @@ def behave(tree: Path, stage: str, body: str) -> None:
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
     text = STAGE.format(copies=COPIES.get(stage, {}), report=REPORTS.get(stage, {"toy": stage}), body=lines)
     (tree / "stages" / stage / "stage.py").write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def behaving(tree: Path, stage: str, body: str) -> Iterator[Path]:
+    """During the body; afterwards the stage's code, whose path this is, is what it was: neighbours share the tree."""
+    path = tree / "stages" / stage / "stage.py"
+    before = path.read_text(encoding="utf-8")
+    behave(tree, stage, body)
+    try:
+        yield path
+    finally:
+        path.write_text(before, encoding="utf-8")
