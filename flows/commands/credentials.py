@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from uuid import uuid4
 
+from artifacts.backend import open_backend
 from artifacts.store import Store
 from flows.commands.serve import use_server
 from flows.commands.serve_arguments import DEFAULT_FOLDER
@@ -61,17 +63,26 @@ def _read_stdin() -> dict[str, str]:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Open the store with a block's values: StoreRefused if they are wrong."""
+    """Open the store with a block's values: StoreRefused if they are wrong, StoreUnavailable without a bucket."""
     from flows import blocks
 
     blocks.own_type(arguments.store)
     name = blocks.use(arguments.store, arguments.name)
     count = sum(1 for _ in Store.open(arguments.store).records())
+    if not count:
+        _try_to_write(arguments.store)
     if arguments.json:
         print_json({"block": name, "store": arguments.store, "artifacts": count})
     else:
         sys.stdout.write(f"{name} opens {arguments.store}, which has {count} artifacts\n")
     return 0
+
+
+def _try_to_write(store: str) -> None:
+    """A bucket that is not there lists as an empty one; whoever comes to an empty store comes to write."""
+    backend, path = open_backend(store), f"tmp/check-{uuid4().hex}"
+    backend.write(path, b"")
+    backend.delete(path)
 
 
 def ls(arguments: argparse.Namespace) -> int:
