@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from heldstages import HeldStages, toy_recipe
-from lab import Lab, Machine, children_of, command_line, wait_for
+from lab import Lab, Machine, command_line, wait_for
 
 from artifacts.backend import open_backend
 from artifacts.store import Store
@@ -78,7 +78,7 @@ def test_a_worker_that_was_declared_dead_but_lives_gives_up_and_no_gpu_is_booked
     finally:
         for pid in frozen:
             os.kill(pid, signal.SIGCONT)
-    wait_for(lambda: not [pid for pid in below if start_time(pid)], "the first attempt has given up", 40)
+    wait_for(lambda: not [pid for pid in below if start_time(pid)], "the first attempt has given up")
     held.clear("hold", "train")
     wait_for(lambda: attempts(lab, train) == ["CRASHED", "COMPLETED"], "its successor has ended well")
     lab.stop(run)
@@ -95,7 +95,7 @@ def test_a_stage_that_is_scheduled_again_while_it_runs_starts_once_more_and_its_
     below = lab.gpu.descendants()
     again = {"type": "SCHEDULED", "name": "Scheduled", "message": "by hand"}
     lab.post(f"flow_runs/{train['id']}/set_state", state=again, force=True)
-    wait_for(lambda: not [pid for pid in below if start_time(pid)], "the first process has given up", 40)
+    wait_for(lambda: not [pid for pid in below if start_time(pid)], "the first process has given up")
     wait_for(lambda: lab.run(train["id"])["run_count"] == 2, "the same worker has started it again")
     held.clear("hold", "train")
     lab.completed(train["id"])
@@ -110,19 +110,14 @@ def test_a_run_that_was_declared_dead_but_lives_leaves_its_stage_to_its_successo
     lab: Lab, held: HeldStages, training: Start
 ):
     run, train = training(303)
-    (first,) = engines(lab)
+    (first,) = lab.engines(run)
     lab.post(f"flow_runs/{run}/set_state", state={"type": "CRASHED", "name": "Crashed"}, force=True)
     wait_for(lambda: lab.run(run)["run_count"] == 2, "the automation has started it again")
-    wait_for(lambda: not start_time(first), "the first process has given up", 40)
-    assert len(engines(lab)) == 1
+    wait_for(lambda: not start_time(first), "the first process has given up")
+    assert len(lab.engines(run)) == 1
     assert attempts(lab, train) == ["RUNNING"]
     held.clear("hold", "train")
     lab.completed(train["id"])
     lab.stop(run)
     assert attempts(lab, train) == ["COMPLETED"]
     assert "from step 0 " in said(lab, train)
-
-
-def engines(lab: Lab) -> list[int]:
-    """Processes of runs on the submitter's machine."""
-    return [pid for pid in children_of(lab.submitter.worker.pid) if "prefect.engine" in command_line(pid)]

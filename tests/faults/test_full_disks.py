@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import Lab, wait_for
+from lab import LIMIT_S, Lab, wait_for
 from smalldisk import fill, small_disk
 from toyriver import behave, behaving, make_tree
 from toyrun import write_recipe
@@ -46,7 +46,9 @@ def run(base: Path, disk: Path) -> subprocess.CompletedProcess[str]:
     """`fairway run` whose store is on the disk."""
     words = [sys.executable, "-m", "flows.cli", "run", "toy.toml", "--store", str(disk / "store"), "--json"]
     environment = {**os.environ, "PYTHONPATH": str(base / "tree")}
-    return subprocess.run(words, cwd=base, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        words, cwd=base, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
 
 
 def states(printed: str) -> dict[str, set[str]]:
@@ -125,7 +127,7 @@ def test_a_worker_whose_scratch_is_full_is_named_and_the_next_run_goes_on(lab: L
     try:
         with behaving(lab.submitter.tree, "train", writes), changed(lab.gpu, "gpu", 1, **elsewhere(tmp_path)):
             filler = fill(disk, but_bytes=2_000_000)
-            state = lab.ended(lab.score(toml=recipe, scale="smoke"), 240)
+            state = lab.ended(lab.score(toml=recipe, scale="smoke"))
             assert state["type"] == "FAILED"
             assert "worker gpu on " in state["message"]
             assert "train failed: a stage writes to this machine's disk" in state["message"]

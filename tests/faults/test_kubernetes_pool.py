@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from kubernetesmodels import unknown_fields
-from lab import Lab, children_of, wait_for
+from lab import LIMIT_S, Lab, children_of, wait_for
 
 from artifacts.store import Store
 
@@ -133,7 +133,7 @@ def cluster(lab: Lab, tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
     finally:
         worker.terminate()
-        worker.wait(150)
+        worker.wait(LIMIT_S)
         cluster.stop()
         wait_for(lambda: not [pid for p in cluster.processes for pid in children_of(p.pid)], "no process is left")
 
@@ -146,7 +146,7 @@ def test_each_accelerated_stage_is_one_job_that_kubernetes_knows_and_whose_comma
     asked = ["run", str(path), "--scale", "smoke", "--seed", "71", "--store", lab.store, "--pool", POOL]
     lab.submitter.fairway(*asked)
     assert cluster.unknown == []
-    assert [process.wait(150) for process in cluster.processes] == [0] * len(cluster.jobs)
+    assert [process.wait(LIMIT_S) for process in cluster.processes] == [0] * len(cluster.jobs)
     store = Store.open(lab.store)
     ran = [step for step in lab.document()["steps"] if step.get("flow_run")]
     assert {step["stage"] for step in ran} == set(ACCELERATED)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import Lab, free_port, wait_for
+from lab import LIMIT_S, Lab, free_port, wait_for
 from link import Link
 from toyrun import write_recipe
 from weather import Attempts, Gate, all_sound, changed, result, small_recipe, undisturbed
@@ -99,7 +99,7 @@ def test_a_server_that_restarts_while_a_stage_waits_for_a_worker_loses_nothing(l
             assert (lab.state(run), attempts.states()) == ("RUNNING", ["SCHEDULED"])
         finally:
             lab.gpu.start_worker("gpu", 1)
-        assert lab.ended(run, 240)["type"] == "COMPLETED"
+        assert lab.ended(run)["type"] == "COMPLETED"
         assert attempts.states() == ["COMPLETED"]
         assert train.passed == 1
         assert result(lab, lab.document()) == undisturbed(lab, recipe)
@@ -110,7 +110,7 @@ def test_a_run_in_a_pool_whose_server_is_absent_says_so_before_anything_is_writt
     api = f"http://127.0.0.1:{free_port()}/api"
     words = [sys.executable, "-m", "flows.cli", "run", "toy.toml", "--pool", "gpu", "--store", "store"]
     done = subprocess.run(
-        words, cwd=tmp_path, env={**os.environ, "PREFECT_API_URL": api}, capture_output=True, text=True, timeout=240
+        words, cwd=tmp_path, env={**os.environ, "PREFECT_API_URL": api}, capture_output=True, text=True, timeout=LIMIT_S
     )
     assert done.returncode == 3
     advice = "start it, or set PREFECT_API_URL to another"

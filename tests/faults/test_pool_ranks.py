@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from heldstages import HeldStages, claimed, devices, toy_recipe
-from lab import Lab, wait_for
+from lab import LIMIT_S, Lab, variables, wait_for
 
 from flows.up import start_time
 
@@ -33,17 +31,11 @@ def start(lab: Lab, held: HeldStages, seed: int) -> tuple[str, list[int], dict[s
     run = lab.score(toml=toy_recipe(lab), scale="smoke", seed=seed, overrides=DEVICES)
     held.wait_in("train")
     below = lab.gpu.descendants()
-    ranks = {found["RANK"]: pid for pid in below if "RANK" in (found := environment(pid))}
+    ranks = {found["RANK"]: pid for pid in below if "RANK" in (found := variables(pid))}
     assert sorted(ranks) == ["0", "1"]
-    assert environment(ranks["0"])["CUDA_VISIBLE_DEVICES"].split(",") == devices(lab)  # all that was asked for
+    assert variables(ranks["0"])["CUDA_VISIBLE_DEVICES"].split(",") == devices(lab)  # all that was asked for
     assert claimed(lab) == devices(lab)
     return run, below, ranks
-
-
-def environment(pid: int) -> dict[str, str]:
-    """The variables that a process was started with."""
-    words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return dict(word.partition("=")[::2] for word in words if word)
 
 
 def all_gone(below: list[int], limit_s: float) -> None:
@@ -54,16 +46,15 @@ def all_gone(below: list[int], limit_s: float) -> None:
 def test_cancelling_ends_both_ranks_and_frees_the_device_within_15_s(lab: Lab, held: HeldStages):
     run, below, _ = start(lab, held, 401)
     lab.cancel(run)
-    asked_s = time.monotonic()
     all_gone(below, 15)
     assert claimed(lab) == []
-    assert lab.ended(run, max(1, 15 - (time.monotonic() - asked_s)))["type"] == "CANCELLED"
+    assert lab.ended(run)["type"] == "CANCELLED"
 
 
 def test_a_killed_rank_takes_the_other_with_it_and_the_next_run_ends_well(lab: Lab, held: HeldStages):
     run, below, ranks = start(lab, held, 402)
     os.kill(ranks["1"], signal.SIGKILL)
-    all_gone(below, 40)
+    all_gone(below, LIMIT_S)
     assert claimed(lab) == []
     ended = lab.ended(run)
     assert ended["type"] == "FAILED"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import Lab
+from lab import LIMIT_S, Lab
 from toyriver import ROOT, make_tree
 
 from artifacts.store import Store
@@ -36,7 +36,7 @@ def test_prefects_own_commands_deploy_a_run_that_a_worker_of_prefects_carries_ou
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
     for command in (pool, deploy):
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
         assert done.returncode == 0, done.stdout + done.stderr
     deployment = lab.http.get("deployments/name/score/recipe").json()
     assert deployment["work_pool_name"] == POOL
@@ -53,7 +53,7 @@ def test_prefects_own_commands_deploy_a_run_that_a_worker_of_prefects_carries_ou
         assert state["type"] == "COMPLETED", state["message"] + (tmp_path / "worker.log").read_text(encoding="utf-8")
     finally:
         os.killpg(worker.pid, signal.SIGTERM)
-        worker.wait(150)
+        worker.wait(LIMIT_S)
         lab.http.delete(f"deployments/{deployment['id']}").raise_for_status()
     store = Store.open(str(tree / ".fairway"))  # beside the checkout, as for `fairway run`
     assert [name for name in store.names() if name.endswith("/72/audit@1")]

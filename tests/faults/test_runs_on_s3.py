@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import wait_for
+from lab import LIMIT_S, wait_for
 from link import Link
 from toyriver import behave, make_tree
 from toyrun import launch_here, request, run_in_one_thread, run_toy, write_recipe
@@ -177,7 +177,7 @@ def test_a_store_that_is_away_for_a_minute_costs_a_minute(
             time.sleep(away_s)
             assert run.poll() is None, (here / "said.txt").read_text(encoding="utf-8")
             link.mend()
-            printed, _ = run.communicate(timeout=180)
+            printed, _ = run.communicate(timeout=LIMIT_S)
         finally:
             run.kill()
             run.wait()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from heldstages import ACCELERATED, HeldStages, claimed, toy_recipe
-from lab import Lab, children_of, command_line, wait_for
+from lab import Lab, command_line, wait_for
 from toyrun import request, run_toy
 
 from artifacts.backend import open_backend
@@ -60,7 +60,7 @@ class Death:
         below = self._lab.gpu.descendants()
         self._lab.gpu.kill()
         self._lab.gpu.start_worker("gpu", 1)
-        wait_for(lambda: not [pid for pid in below if start_time(pid)], "the killed worker's stage has ended", 40)
+        wait_for(lambda: not [pid for pid in below if start_time(pid)], "the killed worker's stage has ended")
 
     def flow(self) -> None:
         """The flow's process; an automation starts it again."""
@@ -75,13 +75,11 @@ class Death:
         os.kill(engine, signal.SIGKILL)
         self._lab.gpu.kill()
         self._lab.gpu.start_worker("gpu", 1)
-        wait_for(lambda: not [pid for pid in below if start_time(pid)], "the killed worker's stage has ended", 40)
+        wait_for(lambda: not [pid for pid in below if start_time(pid)], "the killed worker's stage has ended")
         wait_for(lambda: self._lab.run(self._run)["run_count"] > before, "the run runs again")
 
     def _engine(self) -> int:
-        worker = self._lab.submitter.worker
-        assert worker is not None
-        (engine,) = [pid for pid in children_of(worker.pid) if "prefect.engine" in command_line(pid)]
+        (engine,) = self._lab.engines(self._run)
         return engine
 
 

@@ -18,7 +18,7 @@ from artifacts.store import Store
 pytestmark = pytest.mark.slow
 
 HOURS = 3600
-NEAR_S = 60.0  # a busy machine's own delays stay far below the two hours
+NEAR_S = 600.0  # a busy machine's own delays stay far below the two hours
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_two_hours_between_all_clocks_change_nothing(
         assert result(lab, lab.document(before)) == undisturbed(lab, recipe)  # its id is of the submitter's clock
         record = Store.open(lab.store).get("train", sent["parameters"]["key"])
         assert record is not None
-        assert 12 < record.provenance["seconds"] < 120
+        assert 12 < record.provenance["seconds"] < HOURS
     all_sound(lab.store)
 
 
@@ -96,7 +96,7 @@ def test_a_schedule_starts_its_own_run_at_its_time_which_names_the_repeat(lab: L
         made = lab.submitter.fairway(*words, "--seeds", "42", "--name", "each-minute")
         assert made == {"schedule": "each-minute"}
         try:
-            train = wait_for(attempts.all, "the schedule's own run has sent its training", 180)[0]
+            train = wait_for(attempts.all, "the schedule's own run has sent its training")[0]
         finally:
             lab.submitter.fairway("schedule", "rm", "each-minute")
         seeds = flow_of(lab, train)

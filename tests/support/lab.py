@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,7 @@ import httpx
 from flows.up import Running, start_time
 
 LIMIT_S = 240.0  # a busy machine is no failure
+PAGE = 200  # runs that a server tells at once
 CANARY = "canary-5b1f0c9e7d24"  # the store's secret: whatever shows it has leaked it
 
 
@@ -72,14 +73,20 @@ class Machine:
     def kill(self, everything: bool = False) -> None:
         """SIGKILL to the worker; with `everything`, to all that it started in the same moment: the machine is gone."""
         assert self.worker is not None
-        gone = self.descendants() if everything else []
-        for pid in [self.worker.pid, *gone]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        for pid in self._stand_still() if everything else [self.worker.pid]:
+            signal_to(pid, signal.SIGKILL)
         self.worker.wait()
         self.worker = None
+
+    def _stand_still(self) -> list[int]:
+        """The worker and all below it, stopped: what starts while its parents are looked up would outlive them."""
+        assert self.worker is not None
+        still: list[int] = []
+        while new := [pid for pid in [self.worker.pid, *self.descendants()] if pid not in still]:
+            for pid in new:
+                signal_to(pid, signal.SIGSTOP)
+            still += new
+        return still
 
     def stop(self) -> None:
         """The end, for everything that is left."""
@@ -87,6 +94,12 @@ class Machine:
             left = self.descendants()
             self.kill(everything=True)
             wait_for(lambda: not [pid for pid in left if start_time(pid)], "processes are gone")
+
+
+def signal_to(pid: int, number: signal.Signals) -> None:
+    """Send it, unless the process is gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def children_of(parent: int) -> list[int]:
@@ -116,6 +129,15 @@ def command_line(pid: int) -> str:
         return ""
 
 
+def variables(pid: int) -> dict[str, str]:
+    """What a process was started with; {} if it is gone."""
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    except OSError:
+        return {}
+    return dict(word.partition("=")[::2] for word in words if word)
+
+
 def wait_for(true: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
     """Poll until it is true; what it said."""
     deadline_s = time.monotonic() + limit_s
@@ -138,7 +160,7 @@ class Lab:
 
     def __init__(self, port: int, folder: Path, submitter: Machine, gpu: Machine, store: str) -> None:
         self.api, self.submitter, self.gpu, self.store = f"http://127.0.0.1:{port}/api", submitter, gpu, store
-        self.http = httpx.Client(base_url=f"{self.api}/", timeout=30)
+        self.http = httpx.Client(base_url=f"{self.api}/", timeout=LIMIT_S)
         self.server = folder
         where = ["--port", str(port), "--folder", str(folder), "--store", store]
         self.up = [sys.executable, "-m", "flows.cli", "up", "--no-workers", *where]
@@ -161,7 +183,7 @@ class Lab:
 
     def post(self, path: str, **body: Any) -> Any:
         """One call; SQLite lets one write at a time, so a busy server says 503, which Prefect's own client repeats."""
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + LIMIT_S
         while (answer := self.http.post(path, json=body)).status_code == 503 and time.monotonic() < deadline_s:
             time.sleep(1)
         answer.raise_for_status()
@@ -204,9 +226,15 @@ class Lab:
 
     def stages(self, **having: Any) -> list[dict[str, Any]]:
         """Runs of the flow `stage`, oldest first; `having` are parameters."""
-        found = self.post("flow_runs/filter", flows={"name": {"any_": ["stage"]}}, sort="START_TIME_ASC", limit=200)
-        found.sort(key=lambda run: run["created"])
+        found: list[dict[str, Any]] = []
+        while len(page := self._page_of_stages(len(found))) == PAGE:  # all tests of a session share one server
+            found += page
+        found = sorted({run["id"]: run for run in [*found, *page]}.values(), key=lambda run: run["created"])
         return [run for run in found if all(run["parameters"].get(name) == value for name, value in having.items())]
+
+    def _page_of_stages(self, offset: int) -> list[dict[str, Any]]:
+        of_stages = {"name": {"any_": ["stage"]}}
+        return self.post("flow_runs/filter", flows=of_stages, sort="ID_DESC", limit=PAGE, offset=offset)
 
     def running_stage(self, stage: str, **having: Any) -> dict[str, Any]:
         """The run of a stage, once it runs."""
@@ -216,9 +244,26 @@ class Lab:
 
         return wait_for(look, f"{stage} runs")
 
+    def engines(self, run_id: str, machine: Machine | None = None) -> list[int]:
+        """Processes of one run on a machine (default: the submitter's); those of other runs may still be ending."""
+        below = (machine or self.submitter).descendants()
+        engines = [pid for pid in below if "prefect.engine" in command_line(pid)]
+        return [pid for pid in engines if variables(pid).get("PREFECT__FLOW_RUN_ID") == run_id]
+
     def cancel(self, run_id: str) -> None:
         """As the button on the page does."""
         self.post(f"flow_runs/{run_id}/set_state", state={"type": "CANCELLING", "name": "Cancelling"}, force=False)
+
+    def runs(self, flow: str) -> set[str]:
+        """Ids of the newest runs of a flow."""
+        found = self.post("flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="ID_DESC", limit=PAGE)
+        return {run["id"] for run in found}
+
+    def document_of(self, run_id: str) -> dict[str, Any]:
+        """The document in the store of a flow run that has ended."""
+        from artifacts.store import Store
+
+        return next(run for run in Store.open(self.store).list_runs() if run.get("flow_run") == run_id)
 
     def document(self, before: set[str] = frozenset()) -> dict[str, Any]:
         """The newest run's document in the store, of those that were not there before."""
@@ -230,12 +275,10 @@ class Lab:
 @contextmanager
 def open_lab(port: int, folder: Path, submitter: Machine, gpu: Machine, store: str) -> Iterator[Lab]:
     """A lab whose server runs; afterwards nothing of it and its machines does."""
-    with closing(Lab(port, folder, submitter, gpu, store)) as lab:
-        try:
-            lab.start_server()
-            yield lab
-        finally:
-            submitter.stop()
-            gpu.stop()
-            down = [sys.executable, "-m", "flows.cli", "down", "--folder", str(folder)]
-            assert subprocess.run(down, env=submitter.environment).returncode == 0
+    with closing(Lab(port, folder, submitter, gpu, store)) as lab, ExitStack() as ends:
+        down = [sys.executable, "-m", "flows.cli", "down", "--folder", str(folder)]
+        ends.callback(subprocess.run, down, env=submitter.environment, check=True)
+        ends.callback(gpu.stop)
+        ends.callback(submitter.stop)
+        lab.start_server()
+        yield lab
