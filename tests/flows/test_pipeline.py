@@ -69,7 +69,7 @@ def latest_run(api: str) -> dict[str, Any]:
 def task_states(api: str) -> dict[str, str]:
     """Task run -> state's name, of the latest flow run. They reach the database through events, so wait for them."""
     flow_run = latest_run(api)["id"]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while True:
         found = ask(api, "task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
         states = {task["name"]: task["state_name"] for task in found}
@@ -127,7 +127,7 @@ def test_a_failed_stage_fails_its_task_and_the_run_with_its_message(api: str, as
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_cancels_the_run_and_the_next_one_goes_on(api: str, asked: Request, number: signal.Signals):
-    behave(asked.source_root, "train", "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0))\ntime.sleep(60)")
+    behave(asked.source_root, "train", "signal.signal(signal.SIGTERM, lambda *a: sys.exit(0))\ntime.sleep(600)")
 
     def interrupt(event: Event) -> None:
         if (event.kind, event.label) == ("start", "train"):
@@ -136,7 +136,7 @@ def test_a_signal_cancels_the_run_and_the_next_one_goes_on(api: str, asked: Requ
     started = time.monotonic()
     with pytest.raises(Interrupted):
         run(asked, interrupt)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300  # the training would have taken longer
     assert latest_run(api)["state_type"] == "CANCELLED"
     (document,) = Store.open(asked.store).list_runs()
     assert document["state"] == "cancelled"

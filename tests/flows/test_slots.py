@@ -131,5 +131,5 @@ def test_a_gpu_of_another_process_is_not_lent_until_that_process_is_dead(own_cla
         assert free.gpu != theirs
         free.release()
         other.kill()
-    assert got.wait(10)
+    assert got.wait(120)
     waiting.join()
