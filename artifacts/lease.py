@@ -69,7 +69,9 @@ class Waiting:
                 f"only one worker makes {self._key} at a time; waited {waited_s:.0f} s for {holder}; "
                 "wait longer, or stop that one"
             )
-        if self._cancel.wait(min(seconds, self._timeout_s - waited_s)):
+        # Not `cancel.wait`: who sets it may be a signal's handler in this very thread, and would wait for us to let go.
+        time.sleep(min(seconds, self._timeout_s - waited_s))
+        if self._cancel.is_set():
             raise LeaseCancelled(f"the waiting for {holder} to finish {self._key} was stopped; run again to go on")
 
 

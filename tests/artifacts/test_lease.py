@@ -96,6 +96,36 @@ def test_waiting_stops_when_it_is_cancelled(local_place, backend, across_hosts):
     timer.join()
 
 
+UNLUCKY = f"""
+import os, signal, sys, threading
+from artifacts.errors import LeaseCancelled
+from artifacts.store import Store
+
+class Unlucky(threading.Event):
+    def wait(self, timeout=None):
+        with self._cond:  # as for a moment in each real one
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().wait(timeout)
+
+cancel = Unlucky()
+signal.signal(signal.SIGTERM, lambda *_: cancel.set())
+told = lambda holder: threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+try:
+    with Store.open(sys.argv[1]).lease({KEY!r}, cancel=cancel, on_wait=told):
+        pass
+except LeaseCancelled:
+    print("cancelled")
+"""
+
+
+def test_a_signal_that_cancels_the_waiting_of_its_own_thread_is_heeded_whenever_it_comes(local_place):
+    """A handler that sets the event for which its thread waits would wait for the thread to let go of the event."""
+    with local_place.open().lease(KEY):
+        command = [sys.executable, "-c", UNLUCKY, local_place.url]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "cancelled\n", done.stderr
+
+
 def test_a_silent_claim_is_taken_over_and_its_holder_knows(backend, monkeypatch):
     with claimed(backend) as first:
         # The holder's machine hangs: no beat any more.
