@@ -176,9 +176,7 @@ class Pool:
                 if state is not None and state.is_final():
                     break
                 if not asked:
-                    waiting = state is not None and state.is_scheduled()
-                    wanted = Cancelled(message=message) if waiting else Cancelling(message=message)
-                    client.set_flow_run_state(run.id, wanted)
+                    _ask_to_end(client, run.id, state, message)
                     asked = True
             except (httpx.HTTPError, PrefectException):
                 pass
@@ -243,6 +241,17 @@ def _create_below_task(client: SyncPrefectClient, deployment: UUID, **run: Any) 
                 raise
             time.sleep(RECORD_POLL_S)
     return client.create_flow_run_from_deployment(deployment, **run)
+
+
+def _ask_to_end(client: SyncPrefectClient, flow_run: UUID, state: State[Any] | None, message: str) -> None:
+    """End a run that waits; ask the worker of any other one."""
+    waits = state is not None and state.is_scheduled()
+    if waits:
+        client.set_flow_run_state(flow_run, Cancelled(message=message))
+        # A worker may have taken it in that moment, and Prefect lets a run that is CANCELLED become RUNNING.
+        if not any(each.is_pending() for each in client.read_flow_run_states(flow_run)):
+            return
+    client.set_flow_run_state(flow_run, Cancelling(message=message), force=waits)
 
 
 def _declare_dead(client: SyncPrefectClient, flow_run: UUID, state: State[Any] | None, why: str) -> State[Any]:

@@ -37,6 +37,7 @@ class Server:
         self.lives = list(lives)
         self.runs: dict[str, FlowRun] = {}  # by idempotency key
         self.asked: list[State[Any]] = []  # states that were set from outside
+        self.taken = False  # whether a worker takes a run just before it is cancelled
 
     def read_deployment_by_name(self, name: str) -> Any:
         return SimpleNamespace(id=uuid4(), parameters=self.defaults)
@@ -60,6 +61,9 @@ class Server:
     def set_flow_run_state(self, run_id: Any, state: State[Any], force: bool = False) -> None:
         self.asked.append(state)
         self._life[run_id] = [state, Cancelled()]
+
+    def read_flow_run_states(self, run_id: Any) -> list[State[Any]]:
+        return [Scheduled(), *([Pending()] if self.taken else []), *self.asked]
 
     def read_artifacts(self, **asked: Any) -> list[Any]:
         return []
@@ -164,6 +168,18 @@ def test_a_run_that_is_handed_over_leaves_its_stage_alone_and_a_stopped_one_canc
     with pytest.raises(Interrupted, match="was stopped"):
         dispatch(server, each=stopped)
     assert [state.name for state in server.asked] == ["Cancelling"]
+
+
+@pytest.mark.parametrize(("taken", "asked"), [(False, ["Cancelled"]), (True, ["Cancelled", "Cancelling"])])
+def test_a_stage_that_waits_is_cancelled_even_if_a_worker_takes_it_in_that_moment(
+    dispatch, taken: bool, asked: list[str]
+):
+    """Prefect's server lets a cancelled run become a running one, and nobody would wait for it any more."""
+    server = Server([Scheduled()])
+    server.taken = taken
+    with pytest.raises(Interrupted, match="was stopped"):
+        dispatch(server, each=lambda session: threading.Timer(0.05, session.cancel.set).start())
+    assert [state.name for state in server.asked] == asked
 
 
 def test_a_stage_that_was_cancelled_with_another_run_is_sent_again_and_one_cancelled_by_hand_is_not(dispatch):
