@@ -1,4 +1,4 @@
-"""Prefect's process worker, without three faults (3.8) that cost work.
+"""Prefect's process worker, without three faults (3.8) that cost work, and with a voice.
 
     python -m flows.pool_worker --pool gpu --name here --limit 1
 
@@ -11,26 +11,40 @@ is undone by the second. This one says it once.
 
 And Prefect's worker that is told to stop ends its runs by SIGKILL. This one hands SIGTERM on, by which they write their
 checkpoints, and waits for them: in a container all processes end with the first one, and that is the worker.
+
+A run that a worker has taken says nothing until its process has imported Prefect and our code, which may take minutes
+on a cold disk. This one speaks for it (`signs.py`), so that silence means that the worker is gone, and not that it is
+slow. A process that has not begun after five minutes, or whose run has been ended by then, is ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+from uuid import UUID
 
 import anyio
 import anyio.abc
+import httpx
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort, PrefectException
 from prefect.logging.configuration import setup_logging
 from prefect.settings import get_current_settings
+from prefect.states import Pending
+from prefect.utilities.engine import propose_state
 from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
+
+from flows.signs import BEAT_EVERY_S, COUNT, START_LIMIT_S, STARTING, WORKER
 
 RUNS: set[int] = set()  # processes of the runs that go on
 
@@ -49,7 +63,13 @@ class _Started(anyio.abc.TaskStatus[int]):
         RUNS.add(self.pid)
         self.status.started(self.pid)
         if _Started.told_to_stop:
-            os.kill(self.pid, signal.SIGTERM)
+            self.end()
+
+    def end(self) -> None:
+        """SIGTERM, if there is one."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
 
 with warnings.catch_warnings():  # it takes the place of Prefect's own in this process, which is meant
@@ -60,11 +80,31 @@ with warnings.catch_warnings():  # it takes the place of Prefect's own in this p
 
         type = "process"
 
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self._starting: dict[UUID, UUID] = {}  # run -> the state that says so
+
         async def _submit_scheduled_flow_runs(self, flow_run_response: list[Any]) -> list[Any]:
             """Start what is due, but for runs that hold a slot of this worker's limit."""
             held = set(self.limiter.statistics().borrowers) if self._limiter is not None else set()
             free = [each for each in flow_run_response if each.flow_run.id not in held]
             return await super()._submit_scheduled_flow_runs(free)
+
+        async def _propose_pending_state(self, flow_run: Any) -> bool:
+            """Take a run, which of several workers one can, and say in the next breath that it is started."""
+            taken = await super()._propose_pending_state(flow_run)
+            if taken:
+                starting: State[Any] = Pending(name=STARTING, message=f"worker {self.name} starts its process")
+                try:
+                    self._starting[flow_run.id] = (await propose_state(self.client, starting, flow_run.id)).id
+                except (Abort, httpx.HTTPError, PrefectException):
+                    self._logger.warning("Could not say that run %s is being started", flow_run.id)
+            return taken
+
+        async def _propose_submitting_state(self, flow_run: Any) -> None:
+            """Prefect's name for it, which would take the place of ours."""
+            if flow_run.id not in self._starting:
+                await super()._propose_submitting_state(flow_run)
 
         async def run(
             self,
@@ -74,12 +114,33 @@ with warnings.catch_warnings():  # it takes the place of Prefect's own in this p
         ) -> ProcessWorkerResult:
             """Run until the process has ended; how it ended has been told by then, so nothing is left to tell."""
             noted = _Started(task_status or anyio.TASK_STATUS_IGNORED)
+            configuration.env[WORKER] = str(os.getpid())
+            voice = asyncio.create_task(self._speak_for(flow_run, noted))
             try:
                 with anyio.CancelScope(shield=True):  # a process that is told to end gets the time for it
                     await super().run(flow_run, configuration, noted)
             finally:
+                voice.cancel()
                 RUNS.discard(noted.pid)
+                self._starting.pop(flow_run.id, None)
             return ProcessWorkerResult(identifier=str(noted.pid), status_code=0)
+
+        async def _speak_for(self, run: Any, process: _Started) -> None:
+            """Count, until the run speaks for itself. A start that nobody waits for any more, or too long, ends."""
+            own, started_s, count = self._starting.get(run.id), time.monotonic(), 0
+            while own is not None:
+                await asyncio.sleep(BEAT_EVERY_S)
+                try:
+                    seen = await self.client.read_flow_run(run.id)
+                    if seen.run_count > run.run_count or seen.state is None or seen.state.is_cancelling():
+                        return  # it has begun; or it is cancelled, which Prefect sees to
+                    if seen.state.id != own or time.monotonic() - started_s > START_LIMIT_S:
+                        process.end()
+                        return
+                    count += 1
+                    await self.client.update_flow_run_labels(run.id, {COUNT: count})
+                except (httpx.HTTPError, PrefectException):
+                    continue  # whoever waits cannot ask either
 
 
 def hand_on(former: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:

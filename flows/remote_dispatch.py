@@ -34,6 +34,7 @@ from flows.remote import assign, publish_source
 from flows.remote_stage import LOG
 from flows.river import Step
 from flows.session import Event, Session
+from flows.signs import COUNT, START_LIMIT_S, STARTING
 from stages.contract import StageError
 
 STAGE_FLOW = "stage"
@@ -41,8 +42,7 @@ POLL_S = 0.5
 RECORD_LIMIT_S = 10.0  # for the server to record a task that has begun; and it is asked this often:
 RECORD_POLL_S = 0.1
 LOOK_FOR_LIFE_EVERY_S = 5.0
-SILENCE_S = 60.0  # a running stage that says nothing for so long is dead; it speaks every ten seconds
-START_LIMIT_S = 300.0  # from a worker's taking it to its first word: images may have to be pulled
+SILENCE_S = 60.0  # a stage that says nothing for so long is dead; it or its worker speaks every ten seconds
 STOP_LIMIT_S = 20.0
 LOST_LIMIT = 3  # machines that may be lost under one step
 UNANSWERED_LIMIT_S = 600.0  # a server that is away for longer is not coming back
@@ -143,14 +143,14 @@ class Pool:
         answered_s = time.monotonic()
         while True:
             try:
-                state = client.read_flow_run(run.id).state
-                answered_s = time.monotonic()
+                seen = client.read_flow_run(run.id)
+                state, answered_s = seen.state, time.monotonic()
                 if state is not None and state.is_final():
                     return state
                 if state is not None and state.is_running() and not started:
                     started = True
                     session.tell(Event("start", step.label))
-                if gone := life.gone(state):
+                if gone := life.gone(seen):
                     return _declare_dead(client, run.id, state, gone)
             except ObjectNotFound as error:
                 raise Interrupted(f"{step.label}: its run {run.id} was deleted on the server") from error
@@ -200,19 +200,20 @@ class _Life:
         """We could not look: silence counts from now."""
         self._since_s = time.monotonic()
 
-    def gone(self, state: State[Any] | None) -> str:
+    def gone(self, run: FlowRun) -> str:
         """Why whoever runs it must be gone; "" if there was a sign lately, or no worker has taken it yet."""
-        now_s = time.monotonic()
+        state, now_s = run.state, time.monotonic()
         if state is None or state.is_scheduled():
             self._since_s = now_s
             return ""
         if now_s - self._looked_s < LOOK_FOR_LIFE_EVERY_S:
             return ""
         self._looked_s = now_s
-        sign = (state.id, self._updated())
+        sign = (state.id, run.labels.get(COUNT), self._updated())
         if sign != self._sign:
             self._sign, self._since_s = sign, now_s
-        limit_s = START_LIMIT_S if state.is_pending() else SILENCE_S
+        unheard = state.is_pending() and state.name != STARTING  # a worker that does not say that it starts the run
+        limit_s = START_LIMIT_S if unheard else SILENCE_S
         return f"no sign of life for {limit_s:.0f} s from whoever ran it" if now_s - self._since_s > limit_s else ""
 
     def _updated(self) -> object:

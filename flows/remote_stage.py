@@ -6,6 +6,7 @@ starts (`worker.py`) comes from the submitter.
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import os
@@ -13,9 +14,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
@@ -41,15 +43,15 @@ from flows.blocks import use
 from flows.ranks import Tail
 from flows.remote import PROGRAM, Assignment, unpack_source
 from flows.show import progress_text
-from flows.vigil import WORDS, Reason, Vigil
+from flows.signs import BEAT_EVERY_S
+from flows.vigil import WORDS, Reason, Vigil, ended_before
 from stages.contract import PARENT, StageError
 
 Log = logging.Logger | logging.LoggerAdapter[Any]
 
 POLL_S = 0.2
 LOG_EVERY_S = 30.0  # progress as a line of the log
-SHOW_EVERY_S = 1.0  # Prefect's page gets progress at most this often
-BEAT_EVERY_S = 10.0  # and a sign of life at least this often
+SHOW_EVERY_S = 1.0  # Prefect's page gets progress at most this often, and at least each BEAT_EVERY_S
 GRACE_S: Mapping[Reason, float] = {"cancelled": 7.0, "replaced": 7.0, "terminated": 24.0, "orphaned": 24.0}
 LOG = "fairway-log"  # artifact of a stage's run
 LAST_GRACE_S = 3.0
@@ -98,6 +100,24 @@ class Progress:
             self._shown_s = time.monotonic()
             self._write()
 
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Say that we live while the body waits for something that has a limit of its own."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT_EVERY_S):
+                self._write()
+
+        context = contextvars.copy_context()  # of the run, whose the bar is
+        beater = threading.Thread(target=context.run, args=(beat,), name="beat", daemon=True)
+        beater.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beater.join()
+
     def end(self, result: Mapping[str, Any]) -> None:
         """The last word."""
         if outcome := result.get("outcome"):
@@ -121,6 +141,8 @@ def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: Log) ->
     """Run one assignment in this machine's scratch; the state that its Prefect run ends in."""
     try:
         assignment = Assignment.from_json(parameters)
+        if (ended := ended_before()) is not None:
+            return Cancelled(message=ended.message) if ended.is_cancelled() else Crashed(message=ended.message)
         use(assignment.store, assignment.credentials)
         vigil = Vigil(flow_run)
         (home() / ".fairway" / "scratch").mkdir(parents=True, exist_ok=True)
@@ -138,7 +160,7 @@ def carry_out(parameters: Mapping[str, Any], flow_run: UUID | None, log: Log) ->
         return Failed(name="Refused", message=str(error))
     except StoreRefused as error:  # until somebody mends the credentials, nobody's next try goes better
         return Failed(name="Refused", message=f"{worker_name()}: {error}")
-    except (StoreError, OSError) as error:
+    except (StoreError, OSError, httpx.HTTPError, PrefectException) as error:
         full = room(home()) if isinstance(error, OSError) and error.errno in NO_ROOM else ""
         return Crashed(message=redact_text(f"{worker_name()}: {type(error).__name__}: {error}{full}"))
 
@@ -152,7 +174,9 @@ def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> di
     """Start the published program and follow it until it has ended; its result, or {} if it left none."""
     progress = Progress(assignment.label, log)
     tree = folder / "tree"
-    unpack_source(Store.open(assignment.store, proven=True).read_object(assignment.source), tree)
+    with progress.beating():  # a store that does not answer is asked again for minutes
+        content = Store.open(assignment.store, proven=True).read_object(assignment.source)
+    unpack_source(content, tree)
     (folder / "assignment.json").write_text(json.dumps(assignment.to_json()), encoding="utf-8")
     with tempfile.TemporaryFile() as said:
         process = _start(tree, folder, held(assignment.store), said)

@@ -7,6 +7,7 @@ that a machine goes away. So the run asks its server itself, every two seconds, 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ from prefect.runtime import flow_run
 from rich.console import Console
 
 from flows.clock import server_now
+from flows.signs import WORKER
 
 ASK_EVERY_S = 2.0
 TAG = "fairway"  # of every run of a deployment of ours
@@ -75,6 +77,20 @@ def own_state() -> UUID | None:
     return run.state.id if run is not None and run.state is not None and run.state.is_running() else None
 
 
+def ended_before() -> State[Any] | None:
+    """The state in which this run had ended when this process set it running; None if it had not.
+
+    Prefect's server lets a run that was declared dead, or cancelled, while its process was starting run all the same.
+    """
+    run, own = own_id(), own_state()
+    if run is None or own is None:
+        return None
+    with get_client(sync_client=True) as client:
+        states = sorted(client.read_flow_run_states(run), key=lambda each: each.timestamp)
+    before = list(itertools.takewhile(lambda each: each.id != own, states))
+    return before[-1] if before and before[-1].is_final() else None
+
+
 def own_id() -> UUID | None:
     """The id of the flow run that this is; None without a server."""
     return UUID(flow_run.id) if flow_run.id else None
@@ -89,7 +105,7 @@ class Vigil:
         self.message = ""  # of whoever cancelled
         self._flow_run = flow_run
         self._own_state = own_state()
-        self._parent = os.getppid()
+        self._parent = int(os.environ.get(WORKER) or os.getppid())  # a worker may have gone while this was imported
         self._over = threading.Event()
 
     def _beat(self) -> None:

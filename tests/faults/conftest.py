@@ -66,14 +66,22 @@ def lab(s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     for stage in ("train", "quantize", "evaluate", "audit"):
         behave(submitter.tree, stage, 'print("edited code at", os.environ["HOME"])')
         behave(gpu.tree, stage, 'raise RuntimeError("the code of the worker\'s own checkout runs")')
-    for path, was, now in PATIENCE:
-        file = submitter.tree / path
+    for machine, path, was, now in [(submitter, *each) for each in PATIENCE] + [(gpu, *each) for each in VOICE]:
+        file = machine.tree / path
         assert was in file.read_text(encoding="utf-8"), path
         file.write_text(file.read_text(encoding="utf-8").replace(was, now), encoding="utf-8")
     with open_lab(port, base / "up", submitter, gpu, store) as lab:
         submitter.start_worker("cpu", 0)
         gpu.start_worker("gpu", 1)
         yield lab
+
+
+@pytest.fixture
+def spare(lab: Lab) -> Iterator[Machine]:
+    """Another worker's machine of the stages' pool, beside the same GPUs; nothing runs there yet."""
+    machine = Machine("spare", lab.gpu.folder.parent / "spare", lab.gpu.tree, lab.gpu.environment)
+    yield machine
+    machine.stop()
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +108,5 @@ PATIENCE = (
     ("flows/mirror.py", "EVERY_S = 5.0", "EVERY_S = 0.5"),
     ("artifacts/lease.py", "TIME_LIMIT_S = 60.0", "TIME_LIMIT_S = 8.0"),
 )
+# So whoever lives speaks more often, on a machine that tests keep busy too.
+VOICE = (("flows/signs.py", "BEAT_EVERY_S = 10.0", "BEAT_EVERY_S = 2.0"),)

@@ -50,14 +50,6 @@ def said(lab: Lab, train: dict[str, Any]) -> str:
     return store.read_object(store.get("train", train["parameters"]["key"]).provenance["log"]).decode()
 
 
-@pytest.fixture
-def spare(lab: Lab) -> Iterator[Machine]:
-    """Another worker of the same pool, beside the same GPUs."""
-    machine = Machine("spare", lab.gpu.folder.parent / "spare", lab.gpu.tree, lab.gpu.environment)
-    yield machine
-    machine.stop()
-
-
 def test_a_worker_that_was_declared_dead_but_lives_gives_up_and_no_gpu_is_booked_twice(
     lab: Lab, held: HeldStages, training: Start, spare: Machine
 ):

@@ -24,6 +24,7 @@ from flows.prepare import prepare
 from flows.remote_dispatch import LOST_LIMIT, Pool
 from flows.river import Step
 from flows.session import Session
+from flows.signs import COUNT, STARTING
 from stages.train.config import Config as TrainConfig
 
 
@@ -31,6 +32,7 @@ class Server:
     """Gives each new run the next list of states; the last state of a list stays."""
 
     api_url = "http://nowhere/api"
+    speaks = False
 
     def __init__(self, *lives: list[State[Any]]) -> None:
         self.defaults: dict[str, str] = {}  # of the deployment's parameters
@@ -54,6 +56,8 @@ class Server:
 
     def read_flow_run(self, run_id: Any) -> FlowRun:
         run = next(each for each in self.runs.values() if each.id == run_id)
+        if self.speaks:  # its worker, at every look
+            run.labels = {COUNT: int(run.labels.get(COUNT, 0)) + 1}
         if life := self._life[run_id]:
             run.state = life.pop(0)
         return run
@@ -192,7 +196,14 @@ def test_a_stage_that_was_cancelled_with_another_run_is_sent_again_and_one_cance
         dispatch(server)
 
 
-@pytest.mark.parametrize(("state", "limit"), [(Running, "SILENCE_S"), (Pending, "START_LIMIT_S")])
+def starting() -> State[Any]:
+    """As a worker of ours calls it."""
+    return Pending(name=STARTING)
+
+
+@pytest.mark.parametrize(
+    ("state", "limit"), [(Running, "SILENCE_S"), (starting, "SILENCE_S"), (Pending, "START_LIMIT_S")]
+)
 def test_a_silent_stage_is_declared_dead_and_sent_again(dispatch, monkeypatch: pytest.MonkeyPatch, state, limit: str):
     monkeypatch.setattr(remote_dispatch, "LOOK_FOR_LIFE_EVERY_S", 0.0)
     monkeypatch.setattr(remote_dispatch, limit, 0.05)
@@ -230,6 +241,20 @@ def test_a_server_that_restarts_while_a_stage_is_declared_dead_is_told_again(dis
     monkeypatch.setattr(server, "set_flow_run_state", told)
     assert dispatch(server, found=RECORD)[0] is RECORD
     assert [state.is_crashed() for state in server.asked] == [True]
+
+
+@pytest.mark.parametrize(("state", "speaks"), [(starting, True), (Pending, False)])
+def test_a_slow_start_is_no_death_while_its_worker_speaks_nor_where_no_worker_ever_does(
+    dispatch, monkeypatch: pytest.MonkeyPatch, state, speaks: bool
+):
+    monkeypatch.setattr(remote_dispatch, "LOOK_FOR_LIFE_EVERY_S", 0.0)
+    monkeypatch.setattr(remote_dispatch, "SILENCE_S", 0.0)
+    same = state()
+    server = Server([*[same] * 50, Running(), Completed()])
+    server.speaks = speaks
+    record, _, _ = dispatch(server, found=RECORD)
+    assert record is RECORD
+    assert server.asked == []
 
 
 def test_a_stage_that_no_worker_has_taken_yet_may_wait_for_ever(dispatch, monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -16,9 +19,11 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, R
 
 from flows import vigil
 from flows.closure import ROOT
+from flows.signs import WORKER
 from flows.vigil import Vigil
 
 OURS = Running(id=uuid4())
+START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -74,6 +79,35 @@ def test_a_run_without_machine_or_worker_is_told_by_its_server_what_it_ends_as(
     replaced = asked(Running(id=uuid4()))
     with pytest.raises(Abort):
         replaced.leave_if_replaced()
+
+
+def test_a_run_whose_worker_was_gone_before_it_could_look_is_an_orphan(watch, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(WORKER, str(os.getppid()))
+    assert watch(OURS).reason == ""
+    monkeypatch.setenv(WORKER, str(os.getpid()))  # nobody is its own parent
+    assert watch(OURS).reason == "orphaned"
+
+
+def history(monkeypatch: pytest.MonkeyPatch, *states: State) -> None:
+    """What the server says that this run has been, in no order."""
+    told = [state.model_copy(update={"timestamp": START + timedelta(seconds=at)}) for at, state in enumerate(states)]
+    monkeypatch.setattr(vigil, "own_id", uuid4)
+    monkeypatch.setattr(vigil, "own_state", lambda: OURS.id)
+    client = SimpleNamespace(read_flow_run_states=lambda run: told[::-1])
+    monkeypatch.setattr(vigil, "get_client", lambda sync_client: nullcontext(client))
+
+
+@pytest.mark.parametrize("end", [Crashed(message="silence"), Cancelled(message="by Ada")])
+def test_a_run_that_had_ended_before_its_process_began_knows_how(monkeypatch: pytest.MonkeyPatch, end: State):
+    history(monkeypatch, Scheduled(), Pending(), end, OURS)
+    assert (found := vigil.ended_before()) is not None
+    assert (found.type, found.message) == (end.type, end.message)
+
+
+@pytest.mark.parametrize("later", [(), (Crashed(),)])
+def test_a_run_that_was_started_again_has_not_ended_before_it_began(monkeypatch: pytest.MonkeyPatch, later):
+    history(monkeypatch, Scheduled(), Pending(), Running(), Crashed(), Scheduled(), Pending(), OURS, *later)
+    assert vigil.ended_before() is None
 
 
 TALKATIVE = """
