@@ -31,6 +31,7 @@ from prefect.artifacts import (
 )
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
+from prefect.logging.loggers import PrefectLogAdapter
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from artifacts.backend import NO_ROOM, host_name, room
@@ -43,11 +44,11 @@ from flows.blocks import use
 from flows.ranks import Tail
 from flows.remote import PROGRAM, Assignment, unpack_source
 from flows.show import progress_text
-from flows.signs import BEAT_EVERY_S
+from flows.signs import BEAT_EVERY_S, SAID
 from flows.vigil import WORDS, Reason, Vigil, ended_before
 from stages.contract import PARENT, StageError
 
-Log = logging.Logger | logging.LoggerAdapter[Any]
+Log = logging.Logger | PrefectLogAdapter
 
 POLL_S = 0.2
 LOG_EVERY_S = 30.0  # progress as a line of the log
@@ -224,7 +225,7 @@ def _relay(events: Tail, progress: Progress, log: Log) -> bool:
     changed = False
     for event in map(json.loads, events.lines()):
         if event["kind"] in LEVELS:
-            log.log(LEVELS[event["kind"]], event["text"])
+            log.getChild(SAID).log(LEVELS[event["kind"]], event["text"])
         else:
             changed = True
             progress.note(event)

@@ -19,10 +19,14 @@ from stages.contract import StageError
 
 def runs(arguments: argparse.Namespace) -> int:
     """List, show or remove runs."""
-    if arguments.action in ("logs", "cancel", "retry"):
+    if arguments.action == "logs":
+        from flows.commands.logs import logs
+
+        return logs(arguments)
+    if arguments.action in ("cancel", "retry"):
         from flows.commands import steering
 
-        return {"logs": steering.logs, "cancel": steering.cancel, "retry": steering.retry}[arguments.action](arguments)
+        return {"cancel": steering.cancel, "retry": steering.retry}[arguments.action](arguments)
     store = Store.open(arguments.store)
     sweep(store, local_folder(store))  # a killed run is seen as one
     if arguments.action == "rm":

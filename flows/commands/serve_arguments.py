@@ -102,6 +102,7 @@ def add_steering(
         command.add_argument("run", help="run id, or a part of it that no other has")
         if action == "logs":
             command.add_argument("stage", nargs="?", default="", help="only this stage")
+            command.add_argument("--follow", "-f", action="store_true", help="print what comes until the run has ended")
 
 
 def add_pool(run: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`fairway runs logs`, `cancel` and `retry`: of runs on this machine, and of runs that a server's workers carry out."""
+"""`fairway runs cancel` and `retry`: of runs on this machine, and of runs that a server's workers carry out."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import DamagedArtifact, NotFound
 from artifacts.store import Store
 from flows.commands.serve import use_server
-from flows.prepare import Request, local_folder
-from flows.rundoc import find_run, label_of
+from flows.prepare import Request
+from flows.rundoc import find_run
 from flows.tables import print_json
 from stages.contract import StageError
 
@@ -25,48 +24,6 @@ def _found(store: Store, arguments: argparse.Namespace) -> Document:
     document = find_run(store, arguments.run)
     arguments.run = document["id"]  # what was typed may be a part of it
     return document
-
-
-def logs(arguments: argparse.Namespace) -> int:
-    """Print the logs of a run's stages, from this machine or from the store."""
-    store = Store.open(arguments.store)
-    document = _found(store, arguments)
-    found: dict[str, str] = {}
-    for step in document["steps"]:
-        label = label_of(step)
-        if arguments.stage in ("", step["stage"], label) and (text := _log(store, document, step, label)):
-            found[label] = text
-    if arguments.stage and not found:
-        raise StageError(_no_log(document, arguments.stage))
-    if arguments.json:
-        print_json({"run": arguments.run, "logs": found})
-        return 0
-    if not found:
-        told = f"no stage of {document['id']} printed anything; its steps are in `fairway runs show {document['id']}`"
-        sys.stderr.write(f"fairway: {told}\n")
-    for label, text in found.items():
-        sys.stdout.write(f"== {label}\n{text}" if text.endswith("\n") else f"== {label}\n{text}\n")
-    return 0
-
-
-def _no_log(document: Document, stage: str) -> str:
-    """Why there is no log of a stage."""
-    labels = [label_of(step) for step in document["steps"]]
-    if not any(stage in (step["stage"], label) for step, label in zip(document["steps"], labels, strict=True)):
-        return f"a log is of one of a run's steps; {document['id']} has no {stage!r}; it has {', '.join(labels)}"
-    return f"a log is kept if the stage said anything and has ended; {document['id']} has none of {stage!r}"
-
-
-def _log(store: Store, document: Document, step: dict[str, Any], label: str) -> str:
-    path = local_folder(store) / "logs" / document["id"] / f"{label}.log"
-    if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace")
-    try:
-        record = store.get(step["stage"], step["key"]) if step.get("key") else None
-        kept = record.provenance.get("log", "") if record is not None else step.get("log", "")
-        return store.read_object(kept).decode("utf-8", "replace") if kept else ""
-    except (NotFound, DamagedArtifact):
-        return ""
 
 
 def cancel(arguments: argparse.Namespace) -> int:
