@@ -60,6 +60,11 @@ def held(url: str) -> Credentials | None:
     return _RING.get(url.rstrip("/"))
 
 
+def names() -> list[str]:
+    """Where the credentials that this process was given came from."""
+    return sorted({each.name for each in _RING.values()})
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value

@@ -12,10 +12,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from artifacts.backend import host_name
+from artifacts.keyring import names
 from stages.contract import StageError
 from stages.corpus.config import EMBEDDED, Config
 from stages.corpus.sources import SourceFile, list_files
@@ -38,7 +41,8 @@ def fingerprint_corpus(config: Config, cache: Path) -> tuple[str, dict[str, Any]
     provenance: dict[str, Any] = {}
     for role, url in (("source", config.source), ("val_source", config.val_source)):
         if url:
-            parts[role], provenance[role] = _source(url, config, memory)
+            with _with_own_key(url):
+                parts[role], provenance[role] = _source(url, config, memory)
     memory.save()
     return _digest(parts), provenance
 
@@ -46,10 +50,33 @@ def fingerprint_corpus(config: Config, cache: Path) -> tuple[str, dict[str, Any]
 def fingerprint_model(url: str) -> str:
     """sha256 of an imported `.model`. Raises StageError."""
     fs, path = filesystem(url)
+    with _with_own_key(url):
+        try:
+            return hashlib.sha256(fs.cat_file(path)).hexdigest()
+        except Exception as error:  # every filesystem has errors of its own
+            raise StageError(f"a tokenizer must be readable; {url} is not: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _with_own_key(url: str) -> Iterator[None]:
+    """Say whose key opens what lies outside, if it is refused: a run's block is for its store, stages get no secrets.
+
+    `corpus` and `vocabulary` read their sources themselves, so what they read with is the machine's own.
+    """
     try:
-        return hashlib.sha256(fs.cat_file(path)).hexdigest()
-    except Exception as error:  # every filesystem has errors of its own
-        raise StageError(f"a tokenizer must be readable; {url} is not: {type(error).__name__}: {error}") from error
+        yield
+    except Exception as error:
+        from artifacts.remote import is_refusal  # with the drivers, which who plans needs only for what is remote
+
+        blocks = ", ".join(names())
+        if not blocks or not is_refusal(error):
+            raise
+        said = str(error) if isinstance(error, StageError) else f"{type(error).__name__}: {error}"
+        raise StageError(
+            f"{said}; {blocks} opens this run's store and no source, since stages get no secrets: let {host_name()}, "
+            f"where this ran, read {url} with a key of its own (variables of whoever starts the run or its worker, "
+            "such as AWS_ACCESS_KEY_ID, a configuration file or a role; reading and listing are enough)"
+        ) from error
 
 
 def _digest(value: Any) -> str:

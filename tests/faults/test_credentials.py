@@ -16,8 +16,9 @@ from guarded_s3 import BUCKET, GuardedS3, guarded_s3
 from lab import LIMIT_S, Lab, Machine, children_of, free_port, open_lab
 from toyriver import make_tree
 from toyrun import RECIPE
+from weather import changed
 
-from artifacts.backend import open_backend
+from artifacts.backend import host_name, open_backend
 from artifacts.errors import StoreRefused
 from artifacts.keyring import Credentials, hang
 from artifacts.store import Store
@@ -213,3 +214,42 @@ def test_a_changed_key_is_used_from_the_next_run_on(door: Door, recipe: str):
     told = door.lab.submitter.fairway("doctor", "--pool", "gpu")["findings"]
     (store,) = [each for each in told if each["name"] == "store"]
     assert (store["state"], store["text"].split(":")[0]) == ("ok", "s3")  # the worker itself opens it
+
+
+def test_a_source_beside_the_store_needs_a_key_of_the_machines_own_and_whoever_has_none_is_told_so(
+    door: Door, recipe: str, tmp_path: Path
+):
+    lab, s3 = door.lab, door.s3
+    source = f"s3://{BUCKET}/private/text.txt"
+    write_object(s3, "private/text.txt", b"Some text.\n")
+    private = recipe.replace(str(lab.submitter.folder / "text.txt"), source)
+    assert source in private
+    whose = "fairway-s3/lab opens this run's store and no source, since stages get no secrets"
+    with changed(lab.submitter, "cpu", 0, **s3.environment):  # knows where, not who
+        ended = lab.ended(lab.score(toml=private, scale="smoke", credentials="lab"))
+    assert ended["type"] == "FAILED"
+    assert f"a source must be readable; {source} is not" in ended["message"]
+    assert f"{whose}: let {host_name()}, where this ran, read {source} with a key of its own" in ended["message"]
+
+    (tmp_path / "toy.toml").write_text(private, encoding="utf-8")
+    plan = [sys.executable, "-m", "flows.cli", "plan", "toy.toml", "--scale", "smoke"]
+    plan += ["--store", STORE, "--credentials", "lab"]
+
+    def planned(**own: str) -> subprocess.CompletedProcess[str]:
+        environment = {**lab.submitter.environment, **s3.environment, **own}
+        return subprocess.run(plan, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+
+    refused = planned()
+    assert refused.returncode == 3
+    assert whose in refused.stderr
+    assert planned(**s3.credentials).returncode == 2  # there is work to do, and nothing in the way
+    assert files_with(door.base, [s3.secret.encode()]) == []
+
+
+def write_object(s3: GuardedS3, name: str, content: bytes) -> None:
+    """Put a file into the store's bucket, beside the store."""
+    import boto3
+
+    keys = {"aws_access_key_id": s3.key, "aws_secret_access_key": s3.secret}
+    with contextlib.closing(boto3.client("s3", endpoint_url=s3.endpoint, region_name="us-east-1", **keys)) as client:
+        client.put_object(Bucket=BUCKET, Key=name, Body=content)

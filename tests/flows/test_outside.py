@@ -15,6 +15,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from artifacts import keyring
 from flows import outside
 from flows.outside import fingerprint_corpus, fingerprint_model
 from stages.contract import StageError
@@ -232,3 +233,54 @@ def test_planning_imports_nothing_heavy():
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Refusing(MemoryFileSystem):
+    """A remote filesystem that lets nobody in."""
+
+    protocol = "refusing"
+    error: ClassVar[Exception] = PermissionError("Forbidden")
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        raise type(self).error
+
+    cat_file = info
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> type[Refusing]:
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    monkeypatch.setattr(keyring, "_RING", {})
+    return Refusing
+
+
+def look(tmp_path: Path, what: str) -> Any:
+    """Fingerprint documents or a tokenizer that nobody is let in to."""
+    url = "refusing://x/private"
+    return digest(tmp_path, source=url) if what == "documents" else fingerprint_model(url)
+
+
+@pytest.mark.parametrize("what", ["documents", "a tokenizer"])
+def test_a_refused_source_of_a_run_with_a_block_is_told_whose_key_it_is_read_with(
+    tmp_path: Path, refused: type[Refusing], what: str
+):
+    keyring.hang("s3://lab/store", keyring.Credentials("fairway-s3/lab", {"key": "id", "secret": "planted-secret"}))
+    with pytest.raises(
+        StageError, match="PermissionError: Forbidden; fairway-s3/lab opens this run's store and no"
+    ) as e:
+        look(tmp_path, what)
+    assert "read refusing://x/private with a key of its own" in str(e.value)
+    assert "AWS_ACCESS_KEY_ID" in str(e.value)
+    assert "planted" not in str(e.value)
+
+
+@pytest.mark.parametrize("what", ["documents", "a tokenizer"])
+def test_where_no_block_is_in_play_or_nobody_was_refused_none_is_spoken_of(
+    tmp_path: Path, refused: type[Refusing], monkeypatch: pytest.MonkeyPatch, what: str
+):
+    with pytest.raises(StageError, match=r"PermissionError: Forbidden$"):
+        look(tmp_path, what)
+    keyring.hang("s3://lab/store", keyring.Credentials("fairway-s3/lab", {"key": "id", "secret": "planted-secret"}))
+    monkeypatch.setattr(refused, "error", ConnectionError("no route"))
+    with pytest.raises(StageError, match=r"ConnectionError: no route$"):
+        look(tmp_path, what)
