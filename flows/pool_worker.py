@@ -193,6 +193,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=None)
     asked = parser.parse_args()
     setup_logging()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it: SIGTERM ends in it
     asyncio.run(work(asked.pool, asked.name, asked.limit))
     return 0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -17,6 +19,7 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, R
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
 from flows import pool_worker
+from flows.closure import ROOT
 from flows.deploy import _automations
 from flows.pool_worker import PoolWorker
 from flows.signs import COUNT, STARTING, WORKER
@@ -181,3 +184,31 @@ def test_no_automation_counts_the_event_that_starts_a_revival():
     counting = [each.trigger for each in _automations() if each.trigger.posture == Posture.Proactive]
     assert counting
     assert not [each for each in counting if "prefect.flow-run.Crashed" in each.expect]
+
+
+BACKGROUND = """
+import asyncio, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script's shell does for a command with an ampersand
+from flows import pool_worker
+
+
+class Waits:
+    def __init__(self, **options):
+        pass
+
+    async def start(self, printer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(600)
+
+pool_worker.PoolWorker = Waits
+sys.argv[1:] = ["--pool", "gpu", "--name", "here"]
+sys.exit(pool_worker.main())
+"""
+
+
+def test_a_worker_that_a_script_has_started_in_the_background_ends_when_it_is_told_to():
+    done = subprocess.run(
+        [sys.executable, "-c", BACKGROUND], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Worker 'here' stopped!" in done.stdout
