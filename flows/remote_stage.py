@@ -185,12 +185,12 @@ def _execute(assignment: Assignment, folder: Path, vigil: Vigil, log: Log) -> di
         stopper = _Stopper(process, vigil)
         try:
             while process.poll() is None:
-                progress.show(_relay(events, progress, log))
+                progress.show(_relay(assignment.label, events, progress, log))
                 stopper.step()
                 time.sleep(POLL_S)
         finally:
             stopper.end()
-        progress.show(_relay(events, progress, log))
+        progress.show(_relay(assignment.label, events, progress, log))
         result = folder / "result.json"
         ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"exit": process.returncode}
         progress.end(ended)
@@ -220,12 +220,12 @@ def _last_lines(said: IO[bytes]) -> list[str]:
     return said.read().decode("utf-8", "replace").splitlines()[-LAST_LINES:]
 
 
-def _relay(events: Tail, progress: Progress, log: Log) -> bool:
+def _relay(label: str, events: Tail, progress: Progress, log: Log) -> bool:
     """Pass on what the program tells: the stage's output as log lines, the rest as progress; whether there was any."""
     changed = False
     for event in map(json.loads, events.lines()):
         if event["kind"] in LEVELS:
-            log.getChild(SAID).log(LEVELS[event["kind"]], event["text"])
+            log.getChild(f"{SAID}.{label}").log(LEVELS[event["kind"]], event["text"])
         else:
             changed = True
             progress.note(event)

@@ -1,7 +1,7 @@
 """What a stage in a pool has said so far. Prefect's server has it while the stage runs, the store when it has ended.
 
-A stage's run logs the stage's own lines under a name of their own (`said` below the run's logger), so that they can be
-told from what Prefect, the worker and the bar say in the same log.
+A stage's run logs the stage's own lines under a name of their own (`said.train` below the run's logger), so that they
+can be told from what Prefect, the worker and the bar say in the same log.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Said:
         newest, offset = self._since, 0
         while page := client.read_logs(asked, limit=PAGE, offset=offset):
             offset += len(page)
-            told += [line.message for line in page if line.id not in self._seen and line.name.endswith(f".{SAID}")]
+            told += [line.message for line in page if line.id not in self._seen and f".{SAID}." in line.name]
             self._seen.update(line.id for line in page)
             newest = page[-1].timestamp - LATE
         self._since = newest

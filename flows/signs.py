@@ -12,4 +12,4 @@ COUNT = "fairway.starting"  # the label
 BEAT_EVERY_S = 10.0  # whoever lives says so at least this often
 START_LIMIT_S = 300.0  # from a worker's taking a run to the run's first word: images may have to be pulled
 WORKER = "FAIRWAY_WORKER"  # variable of a run's process: its worker's process, which may end before the run has looked
-SAID = "said"  # name, below the run's logger, of the lines of a stage: all others are Prefect's, or ours about it
+SAID = "said"  # below the run's logger, loggers of stages' own lines: all others are Prefect's, or ours about it

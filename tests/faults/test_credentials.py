@@ -222,27 +222,27 @@ def test_a_source_beside_the_store_needs_a_key_of_the_machines_own_and_whoever_h
     lab, s3 = door.lab, door.s3
     source = f"s3://{BUCKET}/private/text.txt"
     write_object(s3, "private/text.txt", b"Some text.\n")
-    private = recipe.replace(str(lab.submitter.folder / "text.txt"), source)
-    assert source in private
+    private = f"corpus.source={source}"
     whose = "fairway-s3/lab opens this run's store and no source, since stages get no secrets"
-    with changed(lab.submitter, "cpu", 0, **s3.environment):  # knows where, not who
-        ended = lab.ended(lab.score(toml=private, scale="smoke", credentials="lab"))
+    stranger = {**s3.environment, "AWS_ACCESS_KEY_ID": "stranger", "AWS_SECRET_ACCESS_KEY": "of-another-account"}
+    with changed(lab.submitter, "cpu", 0, **stranger):
+        ended = lab.ended(lab.score(toml=recipe, scale="smoke", overrides=[private]))
     assert ended["type"] == "FAILED"
     assert f"a source must be readable; {source} is not" in ended["message"]
     assert f"{whose}: let {host_name()}, where this ran, read {source} with a key of its own" in ended["message"]
 
-    (tmp_path / "toy.toml").write_text(private, encoding="utf-8")
-    plan = [sys.executable, "-m", "flows.cli", "plan", "toy.toml", "--scale", "smoke"]
+    (tmp_path / "toy.toml").write_text(recipe, encoding="utf-8")
+    plan = [sys.executable, "-m", "flows.cli", "plan", "toy.toml", "--scale", "smoke", "--set", private]
     plan += ["--store", STORE, "--credentials", "lab"]
 
     def planned(**own: str) -> subprocess.CompletedProcess[str]:
-        environment = {**lab.submitter.environment, **s3.environment, **own}
+        environment = {**lab.submitter.environment, **own}
         return subprocess.run(plan, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
 
-    refused = planned()
+    refused = planned(**stranger)
     assert refused.returncode == 3
     assert whose in refused.stderr
-    assert planned(**s3.credentials).returncode == 2  # there is work to do, and nothing in the way
+    assert planned(**s3.environment, **s3.credentials).returncode == 2  # there is work to do, and nothing in the way
     assert files_with(door.base, [s3.secret.encode()]) == []
 
 

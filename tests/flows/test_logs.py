@@ -33,7 +33,7 @@ class Server:
         self.log: list[Log] = []
         self.asked = 0
 
-    def says(self, text: str, at_s: float, name: str = "prefect.flow_runs.said") -> None:
+    def says(self, text: str, at_s: float, name: str = "prefect.flow_runs.said.train") -> None:
         at = START + timedelta(seconds=at_s)
         self.log.append(Log(id=uuid4(), name=name, level=20, message=text, timestamp=at, flow_run_id=UUID(STAGE)))
 
