@@ -6,7 +6,8 @@ can be told from what Prefect, the worker and the bar say in the same log.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -26,7 +27,7 @@ class Said:
 
     def __init__(self, flow_run: str) -> None:
         self._flow_run = LogFilterFlowRunId(any_=[UUID(flow_run)])
-        self._since: datetime | None = None
+        self._since: Any = None  # a time of Prefect's own type
         self._seen: set[UUID | None] = set()
 
     def lines(self) -> list[str]:
