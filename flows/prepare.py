@@ -19,6 +19,7 @@ from artifacts.safety import redact_argv
 from artifacts.store import Store
 from configs.load import DEFAULT_SCALE, Loaded, load_recipe
 from configs.recipe import Recipe
+from flows.asked import kept_text
 from flows.closure import ROOT
 from flows.drive import stages_in_order
 from flows.identity import Identity
@@ -93,6 +94,7 @@ def prepare(request: Request, tell: Callable[[Event], None] = lambda event: None
         {
             "recipe": recipe.name,
             "asked": request.recipe,
+            **kept_text(request.recipe),
             "scale": loaded.scale,
             "seed": seed,
             "overrides": redact_argv(list(request.overrides)),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 
 from artifacts.store import Store
 from flows import show
 from flows.accept import SCALE
 from flows.accept import accept as prove
+from flows.asked import asked_again
 from flows.commands.planning import maker
 from flows.prepare import Request, prepare
 from flows.provenance import user
@@ -20,10 +22,14 @@ def accept(arguments: argparse.Namespace) -> int:
     store = Store.open(arguments.store)
     old = store.resolve(arguments.old)
     new = store.resolve(arguments.new) if arguments.new else None
-    recipe = arguments.recipe or maker(store, old)["asked"]
-    request = Request(recipe=recipe, scale=SCALE, store=arguments.store, argv=tuple(sys.argv))
+    given = {"asked": arguments.recipe} if arguments.recipe else maker(store, old)
     viewer = show.PlainRun(sys.stderr)
-    with prepare(request, viewer) as prepared, viewer:
+    request = Request(recipe=given["asked"], scale=SCALE, store=arguments.store, argv=tuple(sys.argv))
+    with (
+        asked_again(given) as again,
+        prepare(replace(request, recipe=again["asked"]), viewer) as prepared,
+        viewer,
+    ):
         acceptance = prove(prepared, old, arguments.reason, new, user())
         prepared.session.run.finish("completed")
     compared = acceptance.evidence["compared"]

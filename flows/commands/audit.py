@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 from artifacts.record import Record
 from artifacts.store import Store
 from flows import show, verdicts
+from flows.asked import asked_again
 from flows.prepare import Request, prepare
 from flows.rundoc import find_run
 from flows.server import quiet
@@ -60,7 +62,10 @@ def run_again(arguments: argparse.Namespace, document: dict[str, Any]) -> dict[s
         start="audit",
         argv=tuple(sys.argv),
     )
-    with prepare(request, show.PlainRun(sys.stderr)) as prepared:
+    with (
+        asked_again(document) as again,
+        prepare(replace(request, recipe=again["asked"]), show.PlainRun(sys.stderr)) as prepared,
+    ):
         quiet()
         from flows import pipeline  # imports Prefect, which a wrong run must not wait for
 

@@ -9,6 +9,7 @@ from typing import Any
 from artifacts.record import Record
 from artifacts.store import Store
 from configs.load import Loaded, load_recipe
+from flows.asked import asked_again
 from flows.closure import ROOT
 from flows.identity import Identity
 from flows.plan import Planned, is_done
@@ -90,7 +91,8 @@ def _between(store: Store, old: Record, new: Record) -> list[Change]:
 def _since(store: Store, old: Record) -> list[Change]:
     """Against the tree as it is now, with the recipe of the run that made the record."""
     run = maker(store, old)
-    loaded = load_recipe(run["asked"], run["scale"], run["overrides"])
+    with asked_again(run) as again:
+        loaded = load_recipe(again["asked"], run["scale"], run["overrides"])
     planned = _plan(store, loaded, run["seed"])
     step = next((each.step for each in planned if (each.step.stage, each.step.part) == (old.stage, old.part)), None)
     if step is None:

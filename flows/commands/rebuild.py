@@ -10,6 +10,7 @@ from typing import Any
 from artifacts.store import Store
 from configs.load import load_recipe
 from flows import show
+from flows.asked import asked_again
 from flows.closure import ROOT
 from flows.identity import Identity
 from flows.prepare import local_folder, look_outside, scratch_folder, sweep
@@ -35,7 +36,11 @@ class _Nowhere:
 
 def rebuild(store: Store, arguments: argparse.Namespace) -> int:
     """Rebuild stages of a run and say which came out byte for byte."""
-    document = find_run(store, arguments.run) if arguments.run else _latest(store)
+    with asked_again(find_run(store, arguments.run) if arguments.run else _latest(store)) as document:
+        return _rebuild(store, document, arguments)
+
+
+def _rebuild(store: Store, document: dict[str, Any], arguments: argparse.Namespace) -> int:
     loaded = load_recipe(document["asked"], document["scale"], document["overrides"])
     local = local_folder(store)
     identity = Identity(ROOT, local / "cache" / "closures.json")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.store import Store
+from flows.asked import asked_again
 from flows.commands.serve import use_server
 from flows.prepare import Request
 from flows.rundoc import find_run
@@ -65,17 +66,18 @@ def retry(arguments: argparse.Namespace) -> int:
         return _said(arguments, "scheduled again")
     from flows.commands.run import run_request
 
-    return run_request(
-        Request(
-            recipe=document["asked"],
-            scale=document["scale"],
-            seed=document["seed"],
-            overrides=tuple(document["overrides"]),
-            store=arguments.store,
-            argv=tuple(sys.argv),
-        ),
-        arguments.json,
-    )
+    with asked_again(document) as again:
+        return run_request(
+            Request(
+                recipe=again["asked"],
+                scale=document["scale"],
+                seed=document["seed"],
+                overrides=tuple(document["overrides"]),
+                store=arguments.store,
+                argv=tuple(sys.argv),
+            ),
+            arguments.json,
+        )
 
 
 def _set_state(flow_run: str, kind: str, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from configs.techniques import techniques
@@ -142,7 +143,7 @@ SEED={first} PROTOCOL={submission.protocol} torchrun --standalone --nproc_per_no
 PROTOCOL={submission.protocol} python train_gpt.py --score-only {archive}
 ```
 
-With Fairway: `fairway run {run["asked"]} --scale {submission.scale} --seed {first}{overrides}`"""
+With Fairway: `fairway run {Path(run["asked"]).name} --scale {submission.scale} --seed {first}{overrides}`"""
 
 
 def _files(files: Mapping[int, Mapping[str, str]]) -> str:

@@ -271,6 +271,16 @@ def test_runs_are_listed_shown_and_removed(finished: Shell):
     assert finished.json("artifacts", "ls")["artifacts"] == made
 
 
+def test_a_run_whose_recipe_is_gone_can_still_be_explained(finished: Shell):
+    recipe = finished.folder / "toy.toml"
+    text = recipe.read_text(encoding="utf-8")
+    recipe.unlink()
+    try:
+        assert "nothing that the key is made of differs" in finished("why", "toy/full/1337/train").stdout
+    finally:
+        recipe.write_text(text, encoding="utf-8")
+
+
 def test_a_run_without_logs_says_so(finished: Shell):
     (run,) = finished.json("runs", "ls")["runs"]
     for log in (finished.folder / ".fairway" / "logs" / run["id"]).iterdir():
