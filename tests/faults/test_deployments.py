@@ -205,6 +205,16 @@ def test_a_schedule_carries_its_own_seeds_and_is_replaced_by_its_name(lab: Lab):
         assert lab.submitter.fairway(*words, cron, "--seeds", "1,2") == {"schedule": "quickstart-smoke-watch"}
     listed = lab.submitter.fairway("schedule", "ls")["schedules"]
     assert [(each["cron"], each["seeds"], each["active"]) for each in listed] == [("0 3 * * *", [1, 2], False)]
+    elsewhere = ("--store", "s3://other/fairway", "--name", "elsewhere", "--timezone", "Europe/Berlin")
+    lab.submitter.fairway(*words, "0 4 * * *", *elsewhere)
+    made = {each["slug"]: each for each in lab.http.get("deployments/name/seeds/seeds").json()["schedules"]}
+    assert made["elsewhere"]["parameters"]["store"] == "s3://other/fairway"
+    assert "store" not in made["quickstart-smoke-watch"]["parameters"]  # the deployment's
+    listed = {each["schedule"]: each for each in lab.submitter.fairway("schedule", "ls")["schedules"]}
+    assert listed["elsewhere"]["timezone"] == "Europe/Berlin"
+    with pytest.raises(AssertionError, match="a pool that is deployed; got 'tpu'"):
+        lab.submitter.fairway(*words, "0 5 * * *", "--pool", "tpu")
+    lab.submitter.fairway("schedule", "rm", "elsewhere")
     lab.submitter.fairway("schedule", "rm", "quickstart-smoke-watch")
     assert lab.submitter.fairway("schedule", "ls")["schedules"] == []
 
