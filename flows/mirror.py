@@ -64,10 +64,10 @@ class Mirror:
 
     def copy(self, folder: Path) -> None:
         """Copy it if it has changed since the last time."""
-        state = _state(folder)
-        if state == self._seen or self._lost():  # whoever has the lease now may be further
-            return
         try:
+            state = _state(folder)
+            if state == self._seen or self._lost():  # whoever has the lease now may be further
+                return
             copied = self._store.mirror_attempt(self._key, folder)
         except (OSError, StoreError):
             return  # a checkpoint that cannot be copied now costs time later, never the run; tried again

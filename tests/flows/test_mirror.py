@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ class Counting:
         if self.fails:
             self.fails -= 1
             raise StoreUnavailable("away")
-        self.copies.append({path.name: path.read_text() for path in folder.iterdir()})
+        self.copies.append({path.name: path.read_text() for path in folder.iterdir() if path.is_file()})
         return True
 
 
@@ -82,6 +83,21 @@ def test_a_store_that_is_away_for_a_moment_costs_nothing(tmp_path: Path):
     with mirror.copying(folder):
         (folder / "a").write_text("1")
         wait_for(lambda: store.copies == [{"a": "1"}])
+
+
+def test_a_folder_that_vanishes_while_it_is_looked_through_ends_no_copying(tmp_path: Path):
+    """As an old checkpoint of several files does; the thread that copies would be gone for the rest of the training."""
+    store = Counting()
+    mirror = Mirror(store, KEY, every_s=0.001)
+    folder = tmp_path / "checkpoints"
+    mirror.restore(folder)
+    with mirror.copying(folder):
+        for number in range(500):
+            (folder / f"step-{number}").mkdir()
+            (folder / f"step-{number}" / "weights").write_text("")
+            shutil.rmtree(folder / f"step-{number}")
+        (folder / "last").write_text("here")
+        wait_for(lambda: store.copies and store.copies[-1] == {"last": "here"})
 
 
 def test_another_machine_goes_on_from_the_copy(tmp_path: Path):
