@@ -109,10 +109,9 @@ class TestPoolTemplates:
         defaults = {name: each["default"] for name, each in schema["properties"].items() if "default" in each}
         jsonschema.validate(defaults, schema)
 
-    def test_a_job_says_nothing_to_analytics_and_sends_heartbeats(self, template):
+    def test_a_job_says_nothing_to_analytics(self, template):
         environment = template["variables"]["properties"]["env"]["default"]
         assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
-        assert int(environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) >= 30
 
 
 def test_the_kubernetes_job_has_no_field_that_kubernetes_does_not_know():
