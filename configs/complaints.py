@@ -33,6 +33,8 @@ _RULES = {
     "too_long": "a list of at most {max_length}",
     "string_pattern_mismatch": "text that matches {pattern}",
 }
+# What is said of a pattern that a person runs into by naming a file.
+_PATTERNS = {r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$": "at most 64 letters, digits, - and _, without spaces"}
 _NAMES_SHOWN = 12
 
 
@@ -75,6 +77,7 @@ def _complaint(
     if names[-1] == "[key]":
         return f"a name is letters, digits, - and _; got {path.removesuffix('.[key]')!r}; choose another"
     rule = _RULES[kind].format(**context) if kind in _RULES else error["msg"]
+    rule = _PATTERNS.get(context.get("pattern", ""), rule)
     advice = _default(names, defaults)
     if kind == "literal_error" and isinstance(error["input"], str):
         advice = nearest(error["input"], _choices(context["expected"])) or advice

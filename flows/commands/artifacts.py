@@ -57,6 +57,8 @@ def _ls(store: Store, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"artifacts": lines})
         return 0
+    if not lines:
+        sys.stderr.write(f"fairway: {store.url} has no {arguments.stage or 'artifacts'} yet\n")
     rows = [
         [line["artifact"], line["key"][:12], bytes_text(line["bytes"]), line["made"][:16], " ".join(line["names"])]
         for line in lines

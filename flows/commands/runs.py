@@ -59,6 +59,8 @@ def _list(store: Store, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"runs": [line(document) for document in documents]})
         return 0
+    if not documents:
+        sys.stderr.write(f"fairway: {store.url} has no {'such ' if arguments.state or arguments.recipe else ''}runs\n")
     headings = ["run", "recipe", "scale", "seed", "state", "ran/steps", "took", "best BPB", "GPU hours", "what"]
     rows = [
         [d["id"], d["recipe"], d["scale"], d["seed"], d["state"], _steps(d), _took(d), _best(d), _hours(d), _what(d)]

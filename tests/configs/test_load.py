@@ -293,7 +293,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(recipe: str, scale: str, e
         (b"[train\n", "is not: Expected"),
         (b"steps = '\xff'", "UTF-8"),
         (b"extends = 3\n", "extends is a recipe's name or path"),
-        (b"name = 'a b'\n", "name is text that matches"),
+        (b"name = 'a b'\n", "name is at most 64 letters, digits, - and _, without spaces; got"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:

@@ -268,6 +268,9 @@ def test_runs_are_listed_shown_and_removed(finished: Shell):
     assert "under their names" in finished("runs", "rm", run["id"][4:]).stdout
     assert finished.json("runs", "ls")["runs"] == []
     assert "nothing to remove" in finished("artifacts", "gc", "--yes").stdout
+    for listing in ("runs", "artifacts"):  # a mistyped store is an empty one
+        assert str(finished.folder / "mistyped") in finished(listing, "ls", "--store", "mistyped").stderr
+    assert not (finished.folder / "mistyped").exists()
     assert finished.json("artifacts", "ls")["artifacts"] == made
 
 
