@@ -23,6 +23,7 @@ from flows.identity import Identity
 from flows.naming import run_title
 from flows.panels import set_says
 from flows.plan import is_done, plan
+from flows.points import Sweep, grid_points, parse_grid
 from flows.prepare import Request, local_folder, look_outside, prepare
 from flows.present import show_set, show_sweep
 from flows.seeds import Show, check_seeds, declare, result_of, run_set
@@ -36,7 +37,7 @@ from flows.supervise import (
     scheduled_for,
     supervised,
 )
-from flows.sweep import Sweep, check_points, grid_points, parse_grid, run_sweep, sweep_result
+from flows.sweep import check_points, run_sweep, sweep_result
 from stages.contract import StageError
 
 THREE_SEEDS = (42, 1337, 2025)

@@ -11,9 +11,10 @@ from typing import Any
 from artifacts.store import Store
 from flows import show
 from flows.commands.seeds import conduct, interval, number, p_text, parse_seeds, request_of, say
+from flows.points import Sweep, grid_points, is_sweep, parse_grid, read_sweep
 from flows.prepare import local_folder
 from flows.seeds import Show
-from flows.sweep import Sweep, check_points, grid_points, is_sweep, parse_grid, read_sweep, run_sweep, sweep_result
+from flows.sweep import check_points, run_sweep, sweep_result
 from flows.tables import Table, print_json
 from flows.validation import PUBLISHED
 from stages.contract import StageError

@@ -16,8 +16,9 @@ from configs.load import FOLDER
 from flows import step as flows_step
 from flows.commands.sweep import tables, write_report
 from flows.launch import Interrupted, StageFailed
+from flows.points import Sweep, grid_points, is_sweep, parse_grid, read_sweep
 from flows.prepare import Prepared, Request
-from flows.sweep import Sweep, check_points, grid_points, is_sweep, parse_grid, read_sweep, run_sweep, sweep_result
+from flows.sweep import check_points, run_sweep, sweep_result
 from stages.contract import StageError
 
 SWEEPS = sorted((FOLDER / "sweeps").glob("*.toml"))
