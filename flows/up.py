@@ -98,8 +98,7 @@ def up(folder: Path, host: str, port: int, workers: Mapping[str, int], home: Pat
     if not running.alive("server"):
         running = Running()
         _free(host, port)
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-        running.api = f"http://{shown}:{port}/api"
+        running.api = address(host, port)
         own = {
             "PREFECT_HOME": str(folder.absolute() / "prefect"),
             "PREFECT_SERVER_UI_API_URL": running.api,
@@ -116,6 +115,12 @@ def up(folder: Path, host: str, port: int, workers: Mapping[str, int], home: Pat
             start(running, name, worker_command(pool, limit, ""), worker_environment(running.api, home), folder)
             running.write(folder)
     return running
+
+
+def address(host: str, port: int) -> str:
+    """Where this machine finds the API of a server that listens there."""
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/api"
 
 
 def worker_command(pool: str, limit: int, name: str) -> list[str]:
@@ -245,7 +250,7 @@ def _reap(pid: int) -> None:
 
 
 def _free(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

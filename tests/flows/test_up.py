@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.up import Running, down, start, start_time, up, worker_command, worker_environment
+from flows.up import Running, _free, address, down, start, start_time, up, worker_command, worker_environment
 from stages.contract import StageError
 
 SLEEP = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
@@ -86,6 +86,20 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path):
         with pytest.raises(StageError, match=str(port)):
             up(tmp_path, "127.0.0.1", port, {}, tmp_path)
     assert not (tmp_path / "up.json").exists()
+
+
+def test_a_server_may_listen_on_the_loopback_of_ipv6(tmp_path: Path):
+    with socket.socket(socket.AF_INET6) as taken:
+        try:
+            taken.bind(("::1", 0))
+        except OSError as error:
+            pytest.skip(f"NO IPV6 TESTED: this machine has none: {error}")
+        port = taken.getsockname()[1]
+        with pytest.raises(StageError, match="in use"):
+            _free("::1", port)
+    _free("::1", port)
+    assert address("::1", port) == f"http://[::1]:{port}/api"
+    assert address("0.0.0.0", port) == f"http://127.0.0.1:{port}/api"
 
 
 def test_how_often_a_worker_asks_is_the_environments_choice_and_its_log_is_not(
