@@ -135,7 +135,7 @@ def variables(pid: int) -> dict[str, str]:
         words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
     except OSError:
         return {}
-    return dict(word.partition("=")[::2] for word in words if word)
+    return {name: value for name, _, value in (word.partition("=") for word in words if word)}
 
 
 def wait_for(true: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
