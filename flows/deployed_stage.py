@@ -7,9 +7,10 @@ each stage waits for its import: nothing that drives or reports a run belongs he
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, get_run_logger
+from prefect.logging.loggers import PrefectLogAdapter
 
 from flows.remote_stage import carry_out, home
 from flows.vigil import own_id
@@ -43,4 +44,5 @@ def stage(
         from flows.preflight import answer
 
         return answer(store, credentials)
-    return carry_out({**sent, "provenance": provenance or {}}, own_id(), get_run_logger())
+    log = cast(PrefectLogAdapter, get_run_logger())  # which is declared as less than it is
+    return carry_out({**sent, "provenance": provenance or {}}, own_id(), log)

@@ -69,7 +69,7 @@ def home() -> Path:
 class Progress:
     """The bar on Prefect's page, which is the sign of life too: the dispatcher watches when it was last updated."""
 
-    def __init__(self, label: str, log: Log) -> None:
+    def __init__(self, label: str, log: Log | logging.LoggerAdapter[logging.Logger]) -> None:
         self._label, self._log = label, log
         self._logged_s = -LOG_EVERY_S
         self._counts = False  # whether the stage has said how far it is
