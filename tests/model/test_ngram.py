@@ -114,18 +114,18 @@ def test_scoring_only_the_last_positions_gives_the_same_rows():
 
 
 def test_long_ngrams_over_a_large_vocabulary_do_not_collide():
-    """Eight tokens of 16 bits fit no machine word: contexts that differ in their oldest token only stay apart."""
-    tail = [65_000, 1, 40_000, 17, 65_535, 0, 3]
+    """Eight tokens of 11 bits fit no machine word: contexts that differ in their oldest token only stay apart."""
+    tail = [2_000, 1, 1_500, 17, 2_047, 0, 3]
     tokens = [*[7, *tail, 100] * 3, *[8, *tail, 200] * 3]
-    ngrams = NGrams(65_536, 9, CPU)
+    ngrams = NGrams(2_048, 9, CPU)
     ngrams.update(torch.tensor(tokens))
     levels = ngrams._levels
     nodes = ngrams.contexts(torch.tensor([[7, *tail], [8, *tail]]), 1)
     assert nodes[7][0] != nodes[7][1]
     for level, node in zip(levels, nodes, strict=True):
         for row in range(2):
-            begin, end = (int(torch.searchsorted(level.runs[0].keys_M, (node[row] + i) * 65_536)) for i in (0, 1))
-            successors = (level.runs[0].keys_M[begin:end] % 65_536).tolist()
+            begin, end = (int(torch.searchsorted(level.runs[0].keys_M, (node[row] + i) * 2_048)) for i in (0, 1))
+            successors = (level.runs[0].keys_M[begin:end] % 2_048).tolist()
             longest = level is levels[-1]
             assert successors == ([[100], [200]][row] if longest else [100, 200])
 
