@@ -11,16 +11,32 @@ import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
 from prefect.server.database.dependencies import MODELS_DEPENDENCIES
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, temporary_settings
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from flows.patient_server import PatientSqlite, patient_database
 
 
-async def count_twice(database: AioSqliteConfiguration) -> int:
-    """Two transactions read a number and write one more, side by side; the number then."""
+async def engine_with_counter(database: AioSqliteConfiguration, *numbers: int) -> AsyncEngine:
+    """A database whose table `counter` has these numbers."""
     engine = await database.engine()
     async with engine.begin() as connection:
         await connection.execute(sa.text("CREATE TABLE counter (n INTEGER)"))
-        await connection.execute(sa.text("INSERT INTO counter VALUES (0)"))
+        for number in numbers:
+            await connection.execute(sa.text("INSERT INTO counter VALUES (:n)"), {"n": number})
+    return engine
+
+
+async def end_with_sum(engine: AsyncEngine) -> int:
+    """What its numbers come to; the engine is gone then."""
+    async with engine.connect() as connection:
+        found = (await connection.execute(sa.text("SELECT sum(n) FROM counter"))).scalar_one()
+    await engine.dispose()
+    return found
+
+
+async def count_twice(database: AioSqliteConfiguration) -> int:
+    """Two transactions read a number and write one more, side by side; the number then."""
+    engine = await engine_with_counter(database, 0)
 
     async def add() -> None:
         async with await database.session(engine) as session, database.begin_transaction(session):
@@ -29,10 +45,7 @@ async def count_twice(database: AioSqliteConfiguration) -> int:
             await session.execute(sa.text("UPDATE counter SET n = :n"), {"n": read + 1})
 
     await asyncio.gather(add(), add())
-    async with engine.connect() as connection:
-        found = (await connection.execute(sa.text("SELECT n FROM counter"))).scalar_one()
-    await engine.dispose()
-    return found
+    return await end_with_sum(engine)
 
 
 def test_transactions_that_read_and_then_write_wait_for_each_other(tmp_path: Path):
@@ -40,43 +53,25 @@ def test_transactions_that_read_and_then_write_wait_for_each_other(tmp_path: Pat
     assert asyncio.run(count_twice(database)) == 2
 
 
-async def look_up_inside(database: AioSqliteConfiguration) -> int:
-    """A transaction that has written waits for a session of its own that reads; what the other one saw."""
-    engine = await database.engine()
-    async with engine.begin() as connection:
-        await connection.execute(sa.text("CREATE TABLE counter (n INTEGER)"))
-        await connection.execute(sa.text("INSERT INTO counter VALUES (0)"))
+async def look_up_inside(database: AioSqliteConfiguration, begins: bool) -> int:
+    """A transaction that has written waits for a session of its own that reads, in a transaction if it `begins` one, as
+    some of Prefect's functions do; what the other one saw.
+    """
+    engine = await engine_with_counter(database, 0)
     async with await database.session(engine) as session, database.begin_transaction(session):
         await session.execute(sa.text("UPDATE counter SET n = 1"))
-        async with await database.session(engine) as other:
+        other = await database.session(engine)
+        async with other, database.begin_transaction(other) if begins else contextlib.nullcontext():
             found = (await other.execute(sa.text("SELECT n FROM counter"))).scalar_one()
     await engine.dispose()
     return found
 
 
-def test_a_transaction_does_not_wait_for_who_looks_something_up_in_it(tmp_path: Path):
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_transaction_does_not_wait_for_who_looks_something_up_in_it(tmp_path: Path, begins: bool):
     """As Prefect does when a work queue is paused; the page would hang for a minute, and all others with it."""
     database = PatientSqlite(f"sqlite+aiosqlite:///{tmp_path / 'counter.db'}")
-    assert asyncio.run(asyncio.wait_for(look_up_inside(database), 20)) == 0
-
-
-async def read_in_a_transaction_inside(database: AioSqliteConfiguration) -> int:
-    """The same, but the session that reads begins a transaction for it, as some of Prefect's functions do."""
-    engine = await database.engine()
-    async with engine.begin() as connection:
-        await connection.execute(sa.text("CREATE TABLE counter (n INTEGER)"))
-        await connection.execute(sa.text("INSERT INTO counter VALUES (0)"))
-    async with await database.session(engine) as session, database.begin_transaction(session):
-        await session.execute(sa.text("UPDATE counter SET n = 1"))
-        async with await database.session(engine) as other, database.begin_transaction(other):
-            found = (await other.execute(sa.text("SELECT n FROM counter"))).scalar_one()
-    await engine.dispose()
-    return found
-
-
-def test_a_transaction_inside_of_another_one_may_read(tmp_path: Path):
-    database = PatientSqlite(f"sqlite+aiosqlite:///{tmp_path / 'counter.db'}")
-    assert asyncio.run(asyncio.wait_for(read_in_a_transaction_inside(database), 20)) == 0
+    assert asyncio.run(asyncio.wait_for(look_up_inside(database, begins), 20)) == 0
 
 
 async def order_of(database: AioSqliteConfiguration, writers: int) -> list[int]:
@@ -105,9 +100,7 @@ def test_more_writers_than_connections_have_their_turn_in_the_order_they_came(tm
 
 async def write_after_a_cancelled(database: AioSqliteConfiguration, waiting: bool) -> int:
     """Somebody who writes without a transaction is cancelled, in the queue or at work; then somebody else writes."""
-    engine = await database.engine()
-    async with engine.begin() as connection:
-        await connection.execute(sa.text("CREATE TABLE counter (n INTEGER)"))
+    engine = await engine_with_counter(database)
     many = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT 3000000) SELECT i FROM n"
 
     async def write() -> None:
@@ -127,10 +120,7 @@ async def write_after_a_cancelled(database: AioSqliteConfiguration, waiting: boo
     async with await database.session(engine) as session, database.begin_transaction(session):
         await session.execute(sa.text("DELETE FROM counter"))
         await session.execute(sa.text("INSERT INTO counter VALUES (7)"))
-    async with engine.connect() as connection:
-        found = (await connection.execute(sa.text("SELECT sum(n) FROM counter"))).scalar_one()
-    await engine.dispose()
-    return found
+    return await end_with_sum(engine)
 
 
 @pytest.mark.parametrize("waiting", [True, False])
@@ -151,9 +141,7 @@ def test_only_a_server_on_sqlite_gets_it(tmp_path: Path):
 
 async def write_beside(database: AioSqliteConfiguration) -> int:
     """While a transaction is open, somebody writes without one, and the collector ends a statement of theirs."""
-    engine = await database.engine()
-    async with engine.begin() as connection:
-        await connection.execute(sa.text("CREATE TABLE counter (n INTEGER)"))
+    engine = await engine_with_counter(database)
     async with await database.session(engine) as other:
         raw = (await (await other.connection()).get_raw_connection()).driver_connection
         assert raw is not None
@@ -165,10 +153,7 @@ async def write_beside(database: AioSqliteConfiguration) -> int:
             await asyncio.sleep(0.5)
             del forgotten  # if its connection were busy, this thread would wait, and so would our own commit
         await beside
-    async with engine.connect() as connection:
-        found = (await connection.execute(sa.text("SELECT sum(n) FROM counter"))).scalar_one()
-    await engine.dispose()
-    return found
+    return await end_with_sum(engine)
 
 
 def test_no_connection_is_ever_busy_waiting_for_a_transaction_which_the_event_loop_must_end(tmp_path: Path):
